@@ -1,0 +1,91 @@
+//! The bell: how another thread ends an engine's turn early.
+//!
+//! A ring costs a system call only if the loop is about to sleep or asleep. One word says so:
+//!
+//! ```text
+//!            ring                     ring: write the descriptor
+//!   AWAKE ─────────► RUNG ◄───────────────────────────────────── ASLEEP
+//!     ▲               │                                            ▲
+//!     └───────────────┘ the turn ends        the turn is about to wait, and word was AWAKE
+//! ```
+//!
+//! Who rings has published its message before; who wakes takes the word back to `AWAKE` before it
+//! looks for messages. Both change the word by read-modify-write, so one of them sees the other: a
+//! message is never left behind by a sleeping loop.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::sys::Notifier;
+
+const AWAKE: u32 = 0;
+const RUNG: u32 = 1;
+const ASLEEP: u32 = 2;
+
+#[derive(Debug)]
+struct Shared {
+    word: AtomicU32,
+    notifier: Notifier,
+}
+
+/// Ends a turn of the engine it came from. Cheap to clone, usable from any thread and, since
+/// [`ring`](Bell::ring) only touches an atomic and write(2), from a signal handler.
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<Shared>);
+
+impl Bell {
+    /// Ends the engine's current turn, or keeps its next one from waiting. Rings between two turns
+    /// are one ring. After the engine is gone this does nothing.
+    #[inline]
+    pub fn ring(&self) {
+        if self.0.word.swap(RUNG, Ordering::AcqRel) == ASLEEP {
+            self.0.notifier.notify();
+        }
+    }
+}
+
+/// The engine's side of a bell.
+#[derive(Debug)]
+pub(crate) struct BellTower(Arc<Shared>);
+
+impl BellTower {
+    pub(crate) fn new() -> io::Result<BellTower> {
+        Ok(BellTower(Arc::new(Shared {
+            word: AtomicU32::new(AWAKE),
+            notifier: Notifier::new()?,
+        })))
+    }
+
+    pub(crate) fn bell(&self) -> Bell {
+        Bell(Arc::clone(&self.0))
+    }
+
+    /// The descriptor that becomes readable when a sleeping engine is rung.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.0.notifier.as_raw_fd()
+    }
+
+    /// To be called right before the engine waits. `false`: it was rung, do not wait.
+    #[must_use]
+    #[inline]
+    pub(crate) fn fall_asleep(&self) -> bool {
+        self.0
+            .word
+            .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// To be called when the turn is over, waited or not. Everything published before a ring that
+    /// this call swallows is visible after it.
+    #[inline]
+    pub(crate) fn wake_up(&self) {
+        self.0.word.swap(AWAKE, Ordering::AcqRel);
+    }
+
+    /// Empties the descriptor after it was seen readable.
+    pub(crate) fn drain(&self) {
+        self.0.notifier.drain();
+    }
+}

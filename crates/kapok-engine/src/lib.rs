@@ -1,0 +1,19 @@
+//! The engine seam of Kapok: operations are data, engines carry them out.
+//!
+//! Most programs use the `kapok` crate, whose fibers, sockets and files stand on this one. Use this
+//! crate to write an event loop of your own that runs on io_uring where it is to be had and on
+//! epoll, kqueue, poll or select where it is not.
+//!
+//! The contract is in [`Engine`]; the vocabulary in [`Op`], [`Key`] and [`Completion`].
+
+mod bell;
+mod engine;
+mod op;
+pub mod sys;
+mod timers;
+
+pub use bell::Bell;
+pub use engine::Engine;
+pub use op::{
+    Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,
+};

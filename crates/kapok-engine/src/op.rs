@@ -1,0 +1,355 @@
+//! Operations as data: what the engines are asked to do, and what they answer.
+//!
+//! An [`Op`] is plain data and says nothing of how it is carried out. Three interpreters read it:
+//! `uring::encode` writes a submission queue entry, [`sys::perform`](crate::sys::perform) makes the
+//! system call, and a simulated engine acts it out. Each is one `match`.
+//!
+//! An [`Op`] borrows memory by raw pointer. Making one is safe, handing it to an engine is not:
+//! see [`Engine::submit`](crate::Engine::submit) for the promise that the caller makes.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+/// The most bytes that one read or write moves: what Linux clamps every transfer to
+/// (`MAX_RW_COUNT`, see read(2)). Engines clamp to it everywhere, so a `len` always fits an `i32`.
+pub const MAX_TRANSFER: usize = 0x7fff_f000;
+
+/// Names one submitted operation: a slot of the submitter's table, and which use of that slot.
+///
+/// The engine never looks into it beyond its identity. It is the `user_data` of io_uring, so it
+/// survives the kernel unchanged, and a completion that arrives for an earlier use of a slot is
+/// told apart by its generation.
+///
+/// ```text
+///  63            32 31             0
+/// ┌────────────────┬────────────────┐
+/// │  generation    │  slot index    │
+/// └────────────────┴────────────────┘
+/// ```
+///
+/// Generation `u32::MAX` is the engines' own (their bell, their cancels): submitters never use it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(u64);
+
+impl Key {
+    /// The generation that submitters never use.
+    pub const RESERVED_GENERATION: u32 = u32::MAX;
+
+    /// The key of the use `generation` of slot `index`.
+    #[inline]
+    pub const fn new(index: u32, generation: u32) -> Key {
+        Key((generation as u64) << 32 | index as u64)
+    }
+
+    /// The slot.
+    #[inline]
+    pub const fn index(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Which use of the slot.
+    #[inline]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The key as the 64 bits that travel through the kernel.
+    #[inline]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The key that [`bits`](Key::bits) came from.
+    #[inline]
+    pub const fn from_bits(bits: u64) -> Key {
+        Key(bits)
+    }
+
+    /// Whether this key belongs to an engine and not to a submitter.
+    #[inline]
+    pub const fn is_reserved(self) -> bool {
+        self.generation() == Self::RESERVED_GENERATION
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({}#{})", self.index(), self.generation())
+    }
+}
+
+/// What to wait for on a descriptor, and what was seen on it: the bits of poll(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Readiness(pub i16);
+
+impl Readiness {
+    /// Something can be read, or a connection accepted, or the end of the stream is there.
+    pub const READABLE: Readiness = Readiness(libc::POLLIN);
+    /// Something can be written, or a connect has ended.
+    pub const WRITABLE: Readiness = Readiness(libc::POLLOUT);
+    /// An error is pending. Reported whether asked for or not.
+    pub const ERROR: Readiness = Readiness(libc::POLLERR);
+    /// Both directions are closed. Reported whether asked for or not.
+    pub const HANG_UP: Readiness = Readiness(libc::POLLHUP);
+    /// The peer closed its sending half.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub const READ_CLOSED: Readiness = Readiness(libc::POLLRDHUP);
+    /// The peer closed its sending half. (Not told apart from `READABLE` on this platform.)
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub const READ_CLOSED: Readiness = Readiness(0);
+
+    /// Whether any bit of `other` is set.
+    #[inline]
+    pub const fn intersects(self, other: Readiness) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Both.
+    #[inline]
+    pub const fn union(self, other: Readiness) -> Readiness {
+        Readiness(self.0 | other.0)
+    }
+}
+
+/// Metadata of an open file as the kernel writes it: `statx` on Linux, `stat` elsewhere.
+#[cfg(target_os = "linux")]
+pub type RawMetadata = libc::statx;
+/// Metadata of an open file as the kernel writes it: `statx` on Linux, `stat` elsewhere.
+#[cfg(not(target_os = "linux"))]
+pub type RawMetadata = libc::stat;
+
+/// One operation, as plain data.
+///
+/// Every pointer must satisfy the contract of [`Engine::submit`](crate::Engine::submit). Results
+/// are those of the system call of the same name: a count, a descriptor or 0, and `-errno` on
+/// failure. No operation raises `SIGPIPE`, and every descriptor it makes is close-on-exec.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    /// Does nothing and lands with 0 after the next turn.
+    Nop,
+    /// Lands with 0 once the engine's clock has reached `deadline`.
+    Timer {
+        /// When.
+        deadline: Instant,
+    },
+    /// Lands with the bits of [`Readiness`] once one of `events` (or an error) holds. Takes
+    /// nothing out of the descriptor: this is what may lose a race without losing data.
+    Poll {
+        /// Any descriptor poll(2) accepts. Need not be one of Kapok's own.
+        fd: RawFd,
+        /// What to wait for.
+        events: Readiness,
+    },
+    /// recv(2) on a socket. 0 with `len > 0` is the end of the stream.
+    Recv {
+        /// A socket.
+        fd: RawFd,
+        /// Where the bytes go.
+        buf: *mut u8,
+        /// Room at `buf`, in bytes.
+        len: usize,
+        /// `MSG_*` of recv(2).
+        flags: i32,
+    },
+    /// send(2) on a socket.
+    Send {
+        /// A socket.
+        fd: RawFd,
+        /// Where the bytes are.
+        buf: *const u8,
+        /// How many.
+        len: usize,
+        /// `MSG_*` of send(2).
+        flags: i32,
+    },
+    /// recvmsg(2): scattered, with addresses or with ancillary data.
+    RecvMsg {
+        /// A socket.
+        fd: RawFd,
+        /// The message header and all it points to.
+        msg: *mut libc::msghdr,
+        /// `MSG_*` of recvmsg(2).
+        flags: i32,
+    },
+    /// sendmsg(2): gathered, to an address or with ancillary data.
+    SendMsg {
+        /// A socket.
+        fd: RawFd,
+        /// The message header and all it points to.
+        msg: *const libc::msghdr,
+        /// `MSG_*` of sendmsg(2).
+        flags: i32,
+    },
+    /// accept4(2). Lands with the new descriptor.
+    Accept {
+        /// A listening socket; on a readiness engine it has `O_NONBLOCK`.
+        fd: RawFd,
+        /// Where the peer's address goes, or null.
+        addr: *mut libc::sockaddr_storage,
+        /// The room at `addr` and, after, the length of the address; null if `addr` is.
+        addr_len: *mut libc::socklen_t,
+    },
+    /// connect(2).
+    Connect {
+        /// A socket; on a readiness engine it has `O_NONBLOCK`.
+        fd: RawFd,
+        /// The address.
+        addr: *const libc::sockaddr_storage,
+        /// Its length in bytes.
+        addr_len: libc::socklen_t,
+    },
+    /// shutdown(2).
+    Shutdown {
+        /// A connected socket.
+        fd: RawFd,
+        /// `SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
+        how: i32,
+    },
+    /// pread(2), or read(2) at the current position if `offset` is [`Op::CURRENT_POSITION`].
+    Read {
+        /// A file, pipe or terminal.
+        fd: RawFd,
+        /// Where the bytes go.
+        buf: *mut u8,
+        /// Room at `buf`, in bytes.
+        len: usize,
+        /// Where in the file, in bytes.
+        offset: u64,
+    },
+    /// pwrite(2), or write(2) at the current position if `offset` is [`Op::CURRENT_POSITION`].
+    Write {
+        /// A file, pipe or terminal.
+        fd: RawFd,
+        /// Where the bytes are.
+        buf: *const u8,
+        /// How many.
+        len: usize,
+        /// Where in the file, in bytes.
+        offset: u64,
+    },
+    /// fsync(2), or fdatasync(2) if `data_only`.
+    Sync {
+        /// A file.
+        fd: RawFd,
+        /// Leave out metadata that is not needed to read the data back.
+        data_only: bool,
+    },
+    /// openat(2). Lands with the new descriptor.
+    Open {
+        /// The directory that a relative path starts from, or `AT_FDCWD`.
+        dir: RawFd,
+        /// NUL-terminated.
+        path: *const libc::c_char,
+        /// `O_*`; `O_CLOEXEC` is added.
+        flags: i32,
+        /// Permission bits of a file that is made.
+        mode: libc::mode_t,
+    },
+    /// Metadata of an open file.
+    Metadata {
+        /// Any descriptor.
+        fd: RawFd,
+        /// Where it goes.
+        out: *mut RawMetadata,
+    },
+    /// close(2). Never retried: on Linux the descriptor is gone whatever the result.
+    Close {
+        /// The descriptor; nobody else may use its number any more.
+        fd: RawFd,
+    },
+}
+
+impl Op {
+    /// The offset that stands for the file's current position.
+    pub const CURRENT_POSITION: u64 = u64::MAX;
+
+    /// The system call's name, for traces and reports.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Op::Nop => "nop",
+            Op::Timer { .. } => "timer",
+            Op::Poll { .. } => "poll",
+            Op::Recv { .. } => "recv",
+            Op::Send { .. } => "send",
+            Op::RecvMsg { .. } => "recvmsg",
+            Op::SendMsg { .. } => "sendmsg",
+            Op::Accept { .. } => "accept",
+            Op::Connect { .. } => "connect",
+            Op::Shutdown { .. } => "shutdown",
+            Op::Read { .. } => "read",
+            Op::Write { .. } => "write",
+            Op::Sync { .. } => "fsync",
+            Op::Open { .. } => "open",
+            Op::Metadata { .. } => "statx",
+            Op::Close { .. } => "close",
+        }
+    }
+
+    /// The descriptor it works on, if it works on one.
+    pub const fn fd(&self) -> Option<RawFd> {
+        match *self {
+            Op::Nop | Op::Timer { .. } | Op::Open { .. } => None,
+            Op::Poll { fd, .. }
+            | Op::Recv { fd, .. }
+            | Op::Send { fd, .. }
+            | Op::RecvMsg { fd, .. }
+            | Op::SendMsg { fd, .. }
+            | Op::Accept { fd, .. }
+            | Op::Connect { fd, .. }
+            | Op::Shutdown { fd, .. }
+            | Op::Read { fd, .. }
+            | Op::Write { fd, .. }
+            | Op::Sync { fd, .. }
+            | Op::Metadata { fd, .. }
+            | Op::Close { fd } => Some(fd),
+        }
+    }
+}
+
+/// The answer of [`Engine::submit`](crate::Engine::submit).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a pending operation still borrows its memory"]
+pub enum Submitted {
+    /// The operation is over; its memory is free again and its key will not land.
+    Done(i32),
+    /// The key will land exactly once (multishot operations aside) in a later turn.
+    Pending,
+}
+
+/// An operation that has landed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// The key it was submitted under.
+    pub key: Key,
+    /// The result of the system call, or `-errno`.
+    pub res: i32,
+    /// [`Completion::MORE`], and the engine's own bits.
+    pub flags: u32,
+}
+
+impl Completion {
+    /// The key will land again: this completion is not its last. Without it the memory named by
+    /// the operation belongs to the submitter again.
+    pub const MORE: u32 = 1 << 1;
+
+    /// Whether this is the key's last completion.
+    #[inline]
+    pub const fn is_terminal(&self) -> bool {
+        self.flags & Self::MORE == 0
+    }
+}
+
+/// How long a turn may wait for the first completion. Timers of the engine end it in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Not at all: take what is there.
+    No,
+    /// Until this instant.
+    Until(Instant),
+    /// Until something lands or the bell rings.
+    Forever,
+}
+
+/// The completions of a turn, in the order in which they landed. Reused from turn to turn.
+pub type Completions = Vec<Completion>;
