@@ -8,7 +8,10 @@
 
 mod bell;
 mod engine;
+pub mod offload;
 mod op;
+mod ready;
+pub mod selector;
 pub mod sys;
 mod timers;
 
@@ -17,3 +20,4 @@ pub use engine::Engine;
 pub use op::{
     Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,
 };
+pub use ready::Ready;

@@ -2,8 +2,11 @@
 
 pub mod descriptors;
 mod notifier;
+mod perform;
 
 pub(crate) use notifier::Notifier;
+pub use perform::perform;
+pub(crate) use perform::{connect_outcome, is_nonblocking, once, poll_one, socket_option};
 
 use std::io;
 
