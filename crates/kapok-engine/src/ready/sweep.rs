@@ -40,6 +40,14 @@ impl<S: Selector> Ready<S> {
             self.renew_if_stale(fd);
         }
         let mut suspects = self.ready_but_parked()?;
+        // Before anything else: an old description may still report under a number that is closed.
+        suspects.retain(|&(fd, seen)| {
+            let is_open = seen.0 & libc::POLLNVAL == 0;
+            if !is_open {
+                self.land_all(fd, -libc::EBADF);
+            }
+            is_open
+        });
         if suspects.is_empty() {
             return Ok(0);
         }
@@ -55,11 +63,7 @@ impl<S: Selector> Ready<S> {
             self.take_in(event);
         }
         let mut lost = 0;
-        for (fd, seen) in suspects {
-            if seen.0 & libc::POLLNVAL != 0 {
-                self.land_all(fd, -libc::EBADF);
-                continue;
-            }
+        for &(fd, seen) in &suspects {
             let landed_before = self.landed.len();
             if let Some(entry) = self.table.entry_mut(fd) {
                 entry.readable = true;

@@ -203,8 +203,6 @@ mod over_all {
         assert_eq!(land(&mut engine, 1), [(0, 6)]);
         assert_eq!(result(&mut engine, op), 5);
         assert_eq!(&buf[..5], b"after");
-        let mut byte = [0u8; 1];
-        assert_eq!(result(&mut engine, recv(&far, &mut byte, libc::MSG_OOB)), 1);
     }
 
     pub(super) fn passed_descriptors_do_not_hide_what_is_behind_them<S: Selector>() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::op::Readiness;
 use crate::selector::{Event, Selector};
 
-const NUMBERS: usize = libc::FD_SETSIZE as usize;
+const NUMBERS: usize = libc::FD_SETSIZE;
 
 /// What `interest` is none of when the descriptor is not watched.
 const UNWATCHED: i16 = libc::POLLNVAL;
