@@ -6,6 +6,7 @@
 //!
 //! The contract is in [`Engine`]; the vocabulary in [`Op`], [`Key`] and [`Completion`].
 
+mod any;
 mod bell;
 mod engine;
 pub mod offload;
@@ -14,7 +15,10 @@ mod ready;
 pub mod selector;
 pub mod sys;
 mod timers;
+#[cfg(target_os = "linux")]
+pub mod uring;
 
+pub use any::{AnyEngine, Config, Kind, UnknownKind};
 pub use bell::Bell;
 pub use engine::Engine;
 pub use op::{

@@ -505,6 +505,12 @@ impl<S: Selector> Engine for Ready<S> {
         }
     }
 
+    fn disarm(&mut self, key: Key) -> bool {
+        let pending = self.timers.remove(key);
+        self.in_flight -= usize::from(pending);
+        pending
+    }
+
     fn turn(&mut self, wait: Wait, out: &mut Completions) -> io::Result<()> {
         self.collect();
         self.expire();
