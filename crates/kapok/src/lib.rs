@@ -1,1 +1,67 @@
-//! Placeholder.
+//! Fibers that run plain blocking code on io_uring, epoll, kqueue, poll and select.
+//!
+//! A fiber that has called `read(&mut buf)` cannot go away before the call returns. So its buffer
+//! can be lent to the kernel as it is: no owned buffers, no copies, no `async`. Whatever is written
+//! against [`std::io::Read`] and [`std::io::Write`] runs on fibers unchanged.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//!
+//! use kapok::net::{TcpListener, TcpStream};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! kapok::Runtime::new()?.run(|| -> std::io::Result<()> {
+//!     let listener = TcpListener::bind("127.0.0.1:0")?;
+//!     let address = listener.local_addr()?;
+//!     let echo = kapok::spawn(move || -> std::io::Result<()> {
+//!         let (mut stream, _) = listener.accept()?;
+//!         let mut buf = [0; 64];
+//!         let count = stream.read(&mut buf)?;
+//!         stream.write_all(&buf[..count])
+//!     });
+//!     let mut client = TcpStream::connect(address)?;
+//!     client.write_all(b"float")?;
+//!     let mut reply = [0; 5];
+//!     client.read_exact(&mut reply)?;
+//!     assert_eq!(&reply, b"float");
+//!     echo.join().unwrap()
+//! })
+//! # }
+//! ```
+//!
+//! # The parts
+//!
+//! * [`Runtime`] runs fibers on one or more threads; [`spawn`], [`scope()`], [`yield_now`],
+//!   [`timeout`], [`JoinHandle::cancel`] are about fibers themselves.
+//! * [`net`], [`fs`], [`time`] and [`signal`] are what they wait for; [`sync`] is how they, threads
+//!   and futures talk to each other; [`select!`] waits for several things.
+//! * [`block_on`] awaits any future, [`blocking()`] runs code that blocks.
+//! * [`register`], [`run`], [`stop`], [`read`] and [`write`] are the event-free API: see
+//!   [`server`].
+
+mod blocking;
+mod fiber;
+pub mod fs;
+pub mod net;
+mod op;
+mod park;
+mod runtime;
+#[doc(hidden)]
+pub mod select;
+pub mod server;
+pub mod signal;
+mod stack;
+pub mod sync;
+pub mod time;
+
+pub use blocking::blocking;
+pub use fiber::{
+    Builder, Canceled, FiberLocal, Interrupted, JoinError, JoinHandle, Scope, ScopedJoinHandle,
+    check_interrupted, current_id, current_name, deadline, on_fiber, scope, shield, spawn,
+    spawn_local, timeout, yield_now,
+};
+pub use kapok_engine::{Config as EngineConfig, Kind};
+pub use park::block_on;
+pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Runtime};
+pub use server::{read, register, run, start, stop, write};
+pub use time::sleep;

@@ -1,0 +1,235 @@
+//! Fibers: spawning, joining, yielding, cancelling.
+
+mod control;
+mod interrupt;
+mod join;
+mod local;
+mod scope;
+
+pub(crate) use control::{Fiber, Waiting, with_waker};
+pub(crate) use interrupt::interrupt_of;
+pub use interrupt::{Canceled, Interrupted, check_interrupted, deadline, shield, timeout};
+pub use join::{JoinError, JoinHandle};
+pub use local::FiberLocal;
+pub use scope::{Scope, ScopedJoinHandle, scope};
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::runtime::{Loop, Unstarted};
+use crate::stack::{FiberLabel, StackSize};
+use join::{Packet, Settler};
+
+/// How a fiber is made: its name and its stack.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # kapok::Runtime::new()?.run(|| {
+/// let parser = kapok::Builder::new().name("parser").stack_size(1 << 20).spawn(|| "parsed");
+/// assert_eq!(parser.name(), Some("parser"));
+/// assert_eq!(parser.join().unwrap(), "parsed");
+/// # });
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    name: Option<Arc<str>>,
+    stack_size: Option<StackSize>,
+    deadline: Option<Instant>,
+}
+
+impl Builder {
+    /// A fiber without a name, with a stack of the default size.
+    pub fn new() -> Builder {
+        Builder::default()
+    }
+
+    /// The name by which reports call the fiber.
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Builder {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How much stack the fiber may use, in bytes. With its guard of 64 KiB it is rounded up to a
+    /// power of two of address space, of at most 1 GiB; memory is used only as it is touched.
+    /// Default 192 KiB.
+    pub fn stack_size(mut self, bytes: usize) -> Builder {
+        self.stack_size = Some(StackSize::for_usable(bytes).unwrap_or(StackSize::LARGEST));
+        self
+    }
+
+    /// Spawns the fiber; see [`spawn`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a [`Runtime`](crate::Runtime).
+    pub fn spawn<T, F>(self, f: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        on_current_loop(|lp| spawn_on(lp, self, true, f))
+    }
+
+    /// Spawns the fiber on this loop; see [`spawn_local`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a [`Runtime`](crate::Runtime).
+    pub fn spawn_local<T, F>(self, f: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + 'static,
+        T: 'static,
+    {
+        on_current_loop(|lp| spawn_on(lp, self, false, f))
+    }
+}
+
+fn on_current_loop<R>(f: impl FnOnce(&Loop) -> R) -> R {
+    Loop::with_current(|current| {
+        f(current.expect("fibers are spawned inside a runtime: see kapok::Runtime::run"))
+    })
+}
+
+/// Spawns a fiber. It starts when its loop comes round to it, or on another loop of the runtime
+/// that has nothing to do; once started it stays on its thread.
+///
+/// A panic in it is caught and becomes the error of [`JoinHandle::join`].
+///
+/// # Panics
+///
+/// Outside a [`Runtime`](crate::Runtime).
+pub fn spawn<T, F>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    Builder::new().spawn(f)
+}
+
+/// Spawns a fiber on this thread's loop, which may keep what must not leave its thread.
+///
+/// # Panics
+///
+/// Outside a [`Runtime`](crate::Runtime).
+pub fn spawn_local<T, F>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + 'static,
+    T: 'static,
+{
+    Builder::new().spawn_local(f)
+}
+
+/// Spawns a fiber whose entry and result are `Send` if `movable`.
+pub(crate) fn spawn_on<T: 'static>(
+    lp: &Loop,
+    builder: Builder,
+    movable: bool,
+    f: impl FnOnce() -> T + 'static,
+) -> JoinHandle<T> {
+    let (unstarted, handle) = prepare(builder, movable, f);
+    lp.spawn(unstarted);
+    handle
+}
+
+/// A fiber that is yet to be queued.
+pub(crate) fn prepare<T: 'static>(
+    builder: Builder,
+    movable: bool,
+    f: impl FnOnce() -> T + 'static,
+) -> (Unstarted, JoinHandle<T>) {
+    // SAFETY: nothing that is captured or returned borrows.
+    unsafe { prepare_borrowing(builder, movable, f, Packet::new(), ()) }
+}
+
+/// What a fiber runs. The fields are dropped in this order, run or not: `ended` goes when nothing
+/// of the rest is left, neither the closure nor, on this side, the result.
+struct Entry<F, T, G> {
+    f: F,
+    settler: Settler<T>,
+    ended: G,
+}
+
+impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
+    fn run(self) {
+        let Entry { f, settler, ended } = self;
+        let result = std::panic::catch_unwind(AssertUnwindSafe(f));
+        // Fiber-locals go while there is still a fiber; one that panics does no more than that.
+        let _ = std::panic::catch_unwind(local::drop_all);
+        settler.settle(result.map_err(JoinError::Panicked));
+        drop(ended);
+    }
+}
+
+/// [`prepare`] for an entry and a result that may borrow.
+///
+/// # Safety
+///
+/// What `f` and `T` borrow lasts until `ended` is dropped, and whoever holds the handle drops it,
+/// or what it gives, before the borrows end.
+unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
+    builder: Builder,
+    movable: bool,
+    f: impl FnOnce() -> T + 'a,
+    packet: Arc<Packet<T>>,
+    ended: G,
+) -> (Unstarted, JoinHandle<T>) {
+    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    let entry = Entry { f, settler: Settler(Arc::clone(&packet)), ended };
+    let entry: Box<dyn FnOnce() + 'a> = Box::new(move || entry.run());
+    // SAFETY: only the lifetime changes. The entry is run or dropped before `ended` is, and by the
+    // caller what it borrows lasts until then.
+    let entry = unsafe {
+        std::mem::transmute::<Box<dyn FnOnce() + 'a>, Box<dyn FnOnce() + 'static>>(entry)
+    };
+    let fiber = Fiber::new(
+        FiberLabel { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), name: builder.name },
+        builder.stack_size.unwrap_or(StackSize::DEFAULT),
+        builder.deadline,
+        entry,
+    );
+    (Unstarted { fiber: Arc::clone(&fiber), movable }, JoinHandle { fiber, packet })
+}
+
+/// The deadline around the code that runs, if it runs on a fiber under one.
+fn current_deadline() -> Option<Instant> {
+    Loop::with_running(|running| {
+        // SAFETY: the fiber that runs is alive and ours; copies a plain field.
+        running.and_then(|(_, fiber)| unsafe { (*fiber.as_ref().local()).deadline })
+    })
+}
+
+/// Lets other fibers run, and the engine turn. On a plain thread, [`std::thread::yield_now`].
+pub fn yield_now() {
+    if std::thread::panicking() {
+        return;
+    }
+    Loop::with_running(|running| match running {
+        Some((lp, fiber)) => lp.yield_now(fiber),
+        None => std::thread::yield_now(),
+    });
+}
+
+/// Whether the caller runs on a fiber.
+pub fn on_fiber() -> bool {
+    Loop::with_running(|running| running.is_some())
+}
+
+/// The number of the fiber that runs, if one does.
+pub fn current_id() -> Option<u64> {
+    // SAFETY: the fiber that runs is alive.
+    Loop::with_running(|running| running.map(|(_, fiber)| unsafe { fiber.as_ref() }.label.id))
+}
+
+/// The name of the fiber that runs, if one does and it has one.
+pub fn current_name() -> Option<String> {
+    Loop::with_running(|running| {
+        // SAFETY: the fiber that runs is alive.
+        running.and_then(|(_, fiber)| {
+            unsafe { fiber.as_ref() }.label.name.as_deref().map(str::to_owned)
+        })
+    })
+}

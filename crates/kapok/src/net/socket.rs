@@ -1,0 +1,231 @@
+//! What every kind of socket has in common: ownership of the descriptor, and the transfers.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kapok_engine::sys::descriptors;
+use kapok_engine::{Kind, Op};
+use socket2::SockAddr;
+
+use crate::fiber;
+use crate::op;
+use crate::runtime::Loop;
+
+/// A descriptor that one Kapok object owns: see `kapok_engine::sys::descriptors`.
+///
+/// Calls on a socket borrow it, and a call does not return before its operation has landed, so
+/// nothing is pending on the descriptor when it is closed.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: ManuallyDrop<OwnedFd>,
+    read_timeout: Limit,
+    write_timeout: Limit,
+}
+
+/// A time-out: nanoseconds, or 0 for none.
+#[derive(Debug, Default)]
+struct Limit(AtomicU64);
+
+impl Limit {
+    fn get(&self) -> Option<Duration> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    fn set(&self, limit: Option<Duration>) -> io::Result<()> {
+        if limit == Some(Duration::ZERO) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "cannot set a time-out of zero",
+            ));
+        }
+        let nanos = limit.map_or(0, |limit| limit.as_nanos().min(u64::MAX.into()) as u64);
+        self.0.store(nanos, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn around<R>(&self, f: impl FnOnce() -> R) -> R {
+        match self.get() {
+            None => f(),
+            Some(limit) => fiber::timeout(limit, f),
+        }
+    }
+}
+
+impl Socket {
+    pub(crate) fn new(fd: OwnedFd) -> Socket {
+        descriptors::adopt(fd.as_raw_fd());
+        Socket {
+            fd: ManuallyDrop::new(fd),
+            read_timeout: Limit::default(),
+            write_timeout: Limit::default(),
+        }
+    }
+
+    pub(crate) fn into_owned(self) -> OwnedFd {
+        let mut this = ManuallyDrop::new(self);
+        descriptors::retire(this.fd.as_raw_fd());
+        // SAFETY: taken once, and `this` is never dropped.
+        unsafe { ManuallyDrop::take(&mut this.fd) }
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Socket> {
+        let clone = Socket::new(self.fd.try_clone()?);
+        clone.read_timeout.set(self.read_timeout.get())?;
+        clone.write_timeout.set(self.write_timeout.get())?;
+        Ok(clone)
+    }
+
+    pub(crate) fn options(&self) -> socket2::SockRef<'_> {
+        socket2::SockRef::from(&*self.fd)
+    }
+
+    pub(crate) fn read_timeout(&self) -> Option<Duration> {
+        self.read_timeout.get()
+    }
+
+    pub(crate) fn write_timeout(&self) -> Option<Duration> {
+        self.write_timeout.get()
+    }
+
+    pub(crate) fn set_read_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.read_timeout.set(limit)
+    }
+
+    pub(crate) fn set_write_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.write_timeout.set(limit)
+    }
+
+    #[inline]
+    pub(crate) fn recv(&self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
+        let op = Op::Recv { fd: self.as_raw_fd(), buf: buf.as_mut_ptr(), len: buf.len(), flags };
+        // SAFETY: the buffer is borrowed, exclusively, for the whole call, as is the socket.
+        self.read_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
+    }
+
+    #[inline]
+    pub(crate) fn send(&self, buf: &[u8], flags: i32) -> io::Result<usize> {
+        let op = Op::Send { fd: self.as_raw_fd(), buf: buf.as_ptr(), len: buf.len(), flags };
+        // SAFETY: the buffer is borrowed for the whole call, as is the socket.
+        self.write_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
+    }
+
+    pub(crate) fn recv_vectored(&self, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+        let mut message = empty_message();
+        // `IoSliceMut` has the layout of `iovec`.
+        message.msg_iov = bufs.as_mut_ptr().cast();
+        message.msg_iovlen = vector_count(bufs.len());
+        self.recv_message(&mut message, 0)
+    }
+
+    pub(crate) fn send_vectored(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        let mut message = empty_message();
+        // `IoSlice` has the layout of `iovec`; the kernel only reads it.
+        message.msg_iov = bufs.as_ptr().cast_mut().cast();
+        message.msg_iovlen = vector_count(bufs.len());
+        self.send_message(&message, 0)
+    }
+
+    /// Receives one datagram and its sender's address.
+    pub(crate) fn recv_from(&self, buf: &mut [u8], flags: i32) -> io::Result<(usize, SockAddr)> {
+        let mut part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        // SAFETY: the closure hands the storage to the kernel, which fills in address and length.
+        unsafe {
+            SockAddr::try_init(|storage, len| {
+                let mut message = empty_message();
+                message.msg_name = storage.cast();
+                message.msg_namelen = *len;
+                message.msg_iov = &raw mut part;
+                message.msg_iovlen = 1;
+                let count = self.recv_message(&mut message, flags)?;
+                *len = message.msg_namelen;
+                Ok(count)
+            })
+        }
+    }
+
+    /// Sends one datagram to an address.
+    pub(crate) fn send_to(&self, buf: &[u8], address: &SockAddr) -> io::Result<usize> {
+        let mut part = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+        let mut message = empty_message();
+        message.msg_name = address.as_ptr().cast_mut().cast();
+        message.msg_namelen = address.len();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        self.send_message(&message, 0)
+    }
+
+    fn recv_message(&self, message: &mut libc::msghdr, flags: i32) -> io::Result<usize> {
+        let op = Op::RecvMsg { fd: self.as_raw_fd(), msg: message, flags };
+        // SAFETY: the header, and what it names, is borrowed by the caller for the whole call.
+        self.read_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
+    }
+
+    fn send_message(&self, message: &libc::msghdr, flags: i32) -> io::Result<usize> {
+        let op = Op::SendMsg { fd: self.as_raw_fd(), msg: message, flags };
+        // SAFETY: the header, and what it names, is borrowed by the caller for the whole call.
+        self.write_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
+    }
+
+    pub(crate) fn connect(&self, address: &SockAddr) -> io::Result<()> {
+        // A ring waits on any descriptor. Readiness needs one that does not block, and a connected
+        // stream of ours always blocks, so that it can be turned into std's without more ado.
+        let readiness =
+            Loop::with_running(|running| running.is_some_and(|(lp, _)| lp.kind() != Kind::Uring));
+        if readiness {
+            self.options().set_nonblocking(true)?;
+        }
+        let op = Op::Connect {
+            fd: self.as_raw_fd(),
+            addr: address.as_ptr().cast(),
+            addr_len: address.len(),
+        };
+        // SAFETY: the address is borrowed for the whole call, as is the socket.
+        let result = unsafe { op::run(op) };
+        if readiness {
+            self.options().set_nonblocking(false)?;
+        }
+        result.map(drop)
+    }
+
+    pub(crate) fn shutdown(&self, how: std::net::Shutdown) -> io::Result<()> {
+        self.options().shutdown(how)
+    }
+}
+
+fn empty_message() -> libc::msghdr {
+    // SAFETY: integers and pointers, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The kernel takes at most `IOV_MAX` parts at once; a short transfer is the caller's to go on from.
+/// (The field's type differs between platforms.)
+fn vector_count<N: TryFrom<usize> + Default>(count: usize) -> N {
+    N::try_from(count.min(1024)).unwrap_or_default()
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        descriptors::retire(self.fd.as_raw_fd());
+        // SAFETY: dropped once, here; `into_owned` forgets the rest.
+        unsafe { ManuallyDrop::drop(&mut self.fd) };
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    #[inline]
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}

@@ -1,0 +1,250 @@
+//! The one rule, kept in one place: a call made on a fiber does not return, unwind or let its stack
+//! go while the kernel holds anything that it lent.
+//!
+//! [`run`] is how every call that waits reaches the engine. It suspends the fiber until *its*
+//! operation has landed. Cancellation and deadlines ask the engine to cancel, and go on waiting for
+//! the landing; what landed is what is returned.
+//!
+//! On a plain thread, [`run`] makes the blocking system call.
+
+use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::ptr::NonNull;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use kapok_engine::{Key, Op, Readiness, sys};
+
+use crate::fiber::{Fiber, Waiting, interrupt_of};
+use crate::runtime::{Loop, Waiter};
+
+/// How long a call that must not suspend, because its thread is unwinding, may block it.
+const UNWINDING_LIMIT: Duration = Duration::from_millis(100);
+
+/// Carries out `op` and waits for it: its result, or its error.
+///
+/// # Safety
+///
+/// Memory named by `op` is valid and unaliased (shared, if only read) for the duration of this
+/// call. The descriptor is open, and nobody closes it meanwhile without accepting that the
+/// operation may still act on it.
+#[inline]
+pub(crate) unsafe fn run(op: Op) -> io::Result<i32> {
+    Loop::with_running(|running| match running {
+        // SAFETY: by the caller.
+        Some((lp, fiber)) if !std::thread::panicking() => unsafe { run_on_fiber(lp, fiber, op) },
+        // A switch would carry the thread's panic to another fiber, whose locks it would poison.
+        // SAFETY: by the caller.
+        Some(_) => unsafe { run_blocking(op, Some(UNWINDING_LIMIT)) },
+        // SAFETY: by the caller.
+        None => unsafe { run_blocking(op, None) },
+    })
+}
+
+/// # Safety
+///
+/// As for [`run`].
+#[inline]
+unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i32> {
+    loop {
+        // SAFETY: the fiber that runs is alive.
+        if let Some(interrupt) = interrupt_of(lp, unsafe { fiber.as_ref() }) {
+            return Err(interrupt.into());
+        }
+        // SAFETY: by the caller; this function stays until the operation has landed, and it cannot
+        // be unwound out of `suspend`.
+        let res = match unsafe { lp.submit(Waiter::Fiber(fiber), op) } {
+            Err(res) => {
+                if !lp.may_go_on() {
+                    lp.yield_now(fiber);
+                }
+                res
+            }
+            // SAFETY: the key was just submitted for this fiber.
+            Ok(key) => unsafe { wait_for(lp, fiber, key) },
+        };
+        match res {
+            0.. => return Ok(res),
+            // A signal, or a wait that was broken off: nothing happened, so start again, unless
+            // there is a reason to be interrupted, which the next round sees.
+            _ if res == -libc::EINTR => {}
+            _ if res == -libc::ECANCELED => {
+                // SAFETY: the fiber that runs is alive.
+                return Err(match interrupt_of(lp, unsafe { fiber.as_ref() }) {
+                    Some(interrupt) => interrupt.into(),
+                    None => io::Error::from_raw_os_error(libc::ECANCELED),
+                });
+            }
+            _ => return Err(io::Error::from_raw_os_error(-res)),
+        }
+    }
+}
+
+/// Suspends the running fiber until `key`, submitted on its behalf, has landed.
+///
+/// # Safety
+///
+/// `fiber` is the one that runs on `lp`, and `key` was submitted with it as the waiter.
+#[inline]
+unsafe fn wait_for(lp: &Loop, fiber: NonNull<Fiber>, key: Key) -> i32 {
+    // SAFETY: on the fiber itself, by the caller; plain fields, copied.
+    let local = unsafe { fiber.as_ref().local() };
+    // SAFETY: as above.
+    let deadline = unsafe {
+        (*local).waiting = Waiting::Operation(key);
+        (*local).deadline
+    };
+    let limit = deadline.map(|deadline| lp.arm(Waiter::Limit(fiber), deadline));
+    lp.suspend(fiber);
+    if let Some(limit) = limit {
+        lp.disarm(limit);
+    }
+    // SAFETY: as above.
+    unsafe { (*local).result }
+}
+
+/// Carries out `op` on a plain thread.
+///
+/// # Safety
+///
+/// As for [`run`].
+unsafe fn run_blocking(op: Op, limit: Option<Duration>) -> io::Result<i32> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    if let Op::Timer { deadline: timer } = op {
+        let until = deadline.map_or(timer, |deadline| deadline.min(timer));
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        return Ok(0);
+    }
+    let wanted = wanted_readiness(&op);
+    loop {
+        // With a limit, or on a descriptor that does not block, ask before and wait in poll(2).
+        // SAFETY: by the caller.
+        let res = unsafe { sys::perform(&op, limit.is_none()) };
+        match res {
+            0.. => return Ok(res),
+            _ if res == -libc::EINTR => {}
+            _ if res == -libc::EAGAIN && wanted.is_some() => {
+                let (fd, events) = wanted.unwrap_or((-1, Readiness::READABLE));
+                sys::wait_ready(fd, events, deadline)?;
+            }
+            _ => return Err(io::Error::from_raw_os_error(-res)),
+        }
+    }
+}
+
+/// What a descriptor must be for `op` to get on.
+fn wanted_readiness(op: &Op) -> Option<(i32, Readiness)> {
+    match *op {
+        Op::Recv { fd, flags, .. } | Op::RecvMsg { fd, flags, .. } => {
+            (flags & libc::MSG_DONTWAIT == 0).then_some((fd, Readiness::READABLE))
+        }
+        Op::Send { fd, flags, .. } | Op::SendMsg { fd, flags, .. } => {
+            (flags & libc::MSG_DONTWAIT == 0).then_some((fd, Readiness::WRITABLE))
+        }
+        Op::Accept { fd, .. } | Op::Read { fd, .. } => Some((fd, Readiness::READABLE)),
+        Op::Connect { fd, .. } | Op::Write { fd, .. } => Some((fd, Readiness::WRITABLE)),
+        Op::Poll { fd, events } => Some((fd, events)),
+        _ => None,
+    }
+}
+
+/// An operation that lends nothing of its caller's, as a future: what `select!` waits for.
+///
+/// It runs on the loop of the fiber that polls it first. Dropped before it has landed, the
+/// operation is cancelled and its result, if there is one after all, goes to `heir`.
+pub(crate) struct Pending {
+    op: Op,
+    state: State,
+    heir: Option<Box<dyn FnOnce(i32)>>,
+    // Its key means something to one loop only.
+    _pinned: PhantomData<*const ()>,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    New,
+    Submitted(Key),
+    Over,
+}
+
+impl Pending {
+    /// A future for `op`.
+    ///
+    /// # Safety
+    ///
+    /// Memory named by `op` is owned by `heir`, or there is none: it stays until `heir` is called
+    /// or dropped, by itself or after the future has ended. The descriptor stays open while the
+    /// future lives; afterwards, an operation that is being cancelled may still act on it.
+    pub(crate) unsafe fn new(op: Op, heir: Option<Box<dyn FnOnce(i32)>>) -> Pending {
+        Pending { op, state: State::New, heir, _pinned: PhantomData }
+    }
+
+    /// Takes the heir back once the operation is over.
+    pub(crate) fn disinherit(&mut self) {
+        debug_assert!(matches!(self.state, State::Over));
+        self.heir = None;
+    }
+}
+
+impl Future for Pending {
+    type Output = i32;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<i32> {
+        Loop::with_current(|current| {
+            let lp = current.expect("this future belongs to kapok: poll it on a fiber");
+            match self.state {
+                State::New => {
+                    let waiter = Waiter::Task(Some(context.waker().clone()));
+                    // SAFETY: by who made the future: what is lent is the heir's, which is kept
+                    // here, or in the slot, until the operation has landed.
+                    match unsafe { lp.submit(waiter, self.op) } {
+                        Err(res) => {
+                            self.state = State::Over;
+                            Poll::Ready(res)
+                        }
+                        Ok(key) => {
+                            self.state = State::Submitted(key);
+                            Poll::Pending
+                        }
+                    }
+                }
+                State::Submitted(key) => {
+                    let replaced = lp.with_waiter(key, |waiter| match waiter {
+                        Some(Waiter::Landed(res)) => Err(*res),
+                        Some(Waiter::Task(waker)) => Ok(match waker {
+                            Some(old) if old.will_wake(context.waker()) => None,
+                            _ => waker.replace(context.waker().clone()),
+                        }),
+                        _ => unreachable!("the slot of {key:?} is someone else's"),
+                    });
+                    match replaced {
+                        Err(res) => {
+                            let _landed = lp.free(key);
+                            self.state = State::Over;
+                            Poll::Ready(res)
+                        }
+                        Ok(_old_waker) => Poll::Pending,
+                    }
+                }
+                State::Over => panic!("a future was polled after it had ended"),
+            }
+        })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let State::Submitted(key) = self.state else { return };
+        let heir = self.heir.take();
+        Loop::with_current(|current| match current {
+            Some(_) if heir.is_none() && matches!(self.op, Op::Timer { .. }) => {
+                current.into_iter().for_each(|lp| lp.disarm(key));
+            }
+            Some(lp) => lp.orphan(key, heir),
+            // Without its loop the operation never lands here: its heir keeps what was lent.
+            None => std::mem::forget(heir),
+        });
+    }
+}

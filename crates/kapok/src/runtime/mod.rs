@@ -1,0 +1,223 @@
+//! Runtimes: one or more loops, each on a thread of its own.
+
+mod event_loop;
+mod group;
+mod remote;
+mod slots;
+
+pub(crate) use event_loop::{Loop, Unstarted};
+pub(crate) use group::Group;
+pub(crate) use remote::Remote;
+pub(crate) use slots::Waiter;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kapok_engine::{AnyEngine, Config, Engine, Kind};
+
+use crate::fiber::{self, JoinError};
+use crate::stack::{self, StackPool, StackSize};
+
+/// The environment variable that forces an engine: `uring`, `epoll`, `poll`, `select`, `busy`, or
+/// `auto` for the best there is.
+pub const ENGINE_VARIABLE: &str = "KAPOK_ENGINE";
+
+/// How a [`Runtime`] is made.
+///
+/// ```
+/// use kapok::{Kind, Runtime};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let runtime = Runtime::builder().threads(2).engine(Kind::Epoll).build()?;
+/// assert_eq!(runtime.run(|| 6 * 7), 42);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Builder {
+    threads: usize,
+    engine: Option<Kind>,
+    config: Config,
+    close_limit: Duration,
+}
+
+impl Builder {
+    /// How many loops, each on a thread of its own; the caller of [`Runtime::run`] is the first.
+    /// Default 1. 0 means one for each core that the process may use.
+    pub fn threads(mut self, threads: usize) -> Builder {
+        self.threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            threads => threads,
+        };
+        self
+    }
+
+    /// The engine. Default: what [`ENGINE_VARIABLE`] says, and else the best there is.
+    pub fn engine(mut self, kind: Kind) -> Builder {
+        self.engine = Some(kind);
+        self
+    }
+
+    /// Sizes of the engine's queues.
+    pub fn engine_config(mut self, config: Config) -> Builder {
+        self.config = config;
+        self
+    }
+
+    /// How long fibers that are left when the main fiber ends have for ending themselves, once they
+    /// are cancelled. Default 10 s. Those that have not are leaked, with their stacks.
+    pub fn close_limit(mut self, limit: Duration) -> Builder {
+        self.close_limit = limit;
+        self
+    }
+
+    /// Makes the runtime, and its first engine as a trial.
+    ///
+    /// # Errors
+    ///
+    /// If the engine that was asked for cannot be had, or none can; `InvalidInput` if
+    /// [`ENGINE_VARIABLE`] names none.
+    pub fn build(self) -> io::Result<Runtime> {
+        let engine = match self.engine {
+            Some(kind) => Some(kind),
+            None => forced_by_environment()?,
+        };
+        // A trial, so that what cannot work fails here and not in some thread. An engine belongs to
+        // the thread that made it, and `run` may be called from another.
+        drop(make_engine(engine, &self.config)?);
+        Ok(Runtime { builder: Builder { engine, ..self } })
+    }
+}
+
+fn forced_by_environment() -> io::Result<Option<Kind>> {
+    match std::env::var(ENGINE_VARIABLE) {
+        Ok(name) if name.is_empty() || name == "auto" => Ok(None),
+        Ok(name) => name.parse().map(Some).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{ENGINE_VARIABLE}: {error}"))
+        }),
+        Err(_) => Ok(None),
+    }
+}
+
+fn make_engine(kind: Option<Kind>, config: &Config) -> io::Result<AnyEngine> {
+    match kind {
+        None => AnyEngine::best(config),
+        Some(kind) => AnyEngine::new(kind, config).map_err(|error| {
+            io::Error::new(error.kind(), format!("the {kind} engine cannot be had: {error}"))
+        }),
+    }
+}
+
+/// Runs fibers on one or more threads.
+///
+/// A fiber stays on the thread that started it. Fibers that were spawned but have not started are
+/// offered to loops that have nothing to do.
+#[derive(Debug)]
+pub struct Runtime {
+    builder: Builder,
+}
+
+impl Runtime {
+    /// A runtime with one loop on the best engine.
+    ///
+    /// # Errors
+    ///
+    /// See [`Builder::build`].
+    pub fn new() -> io::Result<Runtime> {
+        Runtime::builder().build()
+    }
+
+    /// A runtime to be configured.
+    pub fn builder() -> Builder {
+        Builder {
+            threads: 1,
+            engine: None,
+            config: Config::default(),
+            close_limit: Duration::from_secs(10),
+        }
+    }
+
+    /// Runs `main` as a fiber, on this thread's loop, and returns what it returns.
+    ///
+    /// When it ends, fibers that are left are cancelled and run out, for at most
+    /// [`Builder::close_limit`]; those that do not end by then are leaked, never unwound.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of `main`. If called on a fiber. If the other threads or their engines cannot
+    /// be had.
+    pub fn run<T: 'static>(&self, main: impl FnOnce() -> T + 'static) -> T {
+        Loop::with_current(|current| {
+            assert!(current.is_none(), "a runtime cannot run inside another one's fiber");
+        });
+        let builder = &self.builder;
+        let group = Arc::new(Group::new(builder.threads));
+        let stopped = StopOnDrop(Arc::clone(&group));
+        let mut threads = Vec::new();
+        for index in 1..builder.threads {
+            let (group, builder) = (Arc::clone(&group), builder.clone());
+            let worker = std::thread::Builder::new().name(format!("kapok-{index}"));
+            let spawned = worker.spawn(move || {
+                serve_loop(&group, index, &builder, |lp| lp.group().is_stopping());
+            });
+            threads.push(spawned.unwrap_or_else(|error| panic!("no thread for a loop: {error}")));
+        }
+        let mut handle = None;
+        let mut main = Some(main);
+        serve_loop(&group, 0, builder, |lp| {
+            if let Some(main) = main.take() {
+                let name = fiber::Builder::new().name("main");
+                handle = Some(fiber::spawn_on(lp, name, false, main));
+            }
+            handle.as_ref().is_some_and(fiber::JoinHandle::is_finished)
+        });
+        drop(stopped);
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        drop(group.take_all());
+        match handle.expect("the main fiber was spawned").join() {
+            Ok(value) => value,
+            Err(JoinError::Panicked(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => panic!("the main fiber did not end: {error}"),
+        }
+    }
+}
+
+/// Ends the other loops on whichever way out of `run`.
+struct StopOnDrop(Arc<Group>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn serve_loop(
+    group: &Arc<Group>,
+    index: usize,
+    builder: &Builder,
+    done: impl FnMut(&Loop) -> bool,
+) {
+    let engine = make_engine(builder.engine, &builder.config)
+        .unwrap_or_else(|error| panic!("no engine for loop {index}: {error}"));
+    stack::install_overflow_handler();
+    // Without it an overflow still ends the process, only without naming the fiber.
+    let _alternate_stack = stack::ensure_alternate_stack()
+        .inspect_err(|error| tracing::warn!(%error, "no alternate signal stack"));
+    let remote = Arc::new(Remote::new(engine.bell()));
+    group.join(index, Arc::clone(&remote));
+    let lp =
+        Loop::new(engine, StackPool::new(StackSize::DEFAULT), remote, Arc::clone(group), index);
+    let outcome = lp.run(done).and_then(|()| lp.close(builder.close_limit));
+    if let Err(error) = outcome {
+        // Memory is lent to an engine that will not say when it is done with it. No fiber can go
+        // on, and nothing may be freed.
+        eprintln!("kapok: the {} engine broke in mid-run: {error}", lp.kind());
+        std::process::abort();
+    }
+}

@@ -1,0 +1,101 @@
+//! What other threads see of a loop.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kapok_engine::Bell;
+
+use crate::fiber::Fiber;
+
+/// The remote side of a loop: an inbox of fibers that became ready, and of requests to look at one.
+pub(crate) struct Remote {
+    /// A stack of unparked fibers, linked through `Fiber::inbox_next`. A fiber is in it at most
+    /// once, because only the unpark that found it parked pushes it.
+    inbox: AtomicPtr<Fiber>,
+    /// Fibers that have a reason to be interrupted. Rare.
+    interrupts: Mutex<Vec<Arc<Fiber>>>,
+    interrupted: AtomicBool,
+    bell: Bell,
+}
+
+impl Remote {
+    pub(crate) fn new(bell: Bell) -> Remote {
+        Remote {
+            inbox: AtomicPtr::new(std::ptr::null_mut()),
+            interrupts: Mutex::new(Vec::new()),
+            interrupted: AtomicBool::new(false),
+            bell,
+        }
+    }
+
+    /// Makes a fiber of this loop ready. Called once by whoever found it parked.
+    pub(crate) fn make_ready(&self, fiber: NonNull<Fiber>) {
+        if super::Loop::push_ready_if_current(self, fiber) {
+            return;
+        }
+        let mut head = self.inbox.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: a parked fiber is alive until its loop resumes it, which it does only after
+            // it has taken it out of this inbox.
+            unsafe { fiber.as_ref() }.inbox_next.store(head, Ordering::Relaxed);
+            match self.inbox.compare_exchange_weak(
+                head,
+                fiber.as_ptr(),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => head = now,
+            }
+        }
+        // Only the first into an empty inbox has to ring: the loop takes all of it at once.
+        if head.is_null() {
+            self.bell.ring();
+        }
+    }
+
+    /// Has the loop look at `fiber`.
+    pub(crate) fn interrupt(&self, fiber: Arc<Fiber>) {
+        self.interrupts.lock().unwrap_or_else(PoisonError::into_inner).push(fiber);
+        self.interrupted.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    /// Ends the loop's turn.
+    pub(crate) fn ring(&self) {
+        self.bell.ring();
+    }
+
+    /// Takes the ready fibers out, the first that came first.
+    pub(super) fn take_ready(&self, mut take: impl FnMut(NonNull<Fiber>)) {
+        if self.inbox.load(Ordering::Relaxed).is_null() {
+            return;
+        }
+        // The stack has the last on top: turn it round.
+        let mut reversed: Option<NonNull<Fiber>> = None;
+        let mut next = NonNull::new(self.inbox.swap(std::ptr::null_mut(), Ordering::AcqRel));
+        while let Some(fiber) = next {
+            // SAFETY: what is in the inbox is parked and alive, see `make_ready`; the swap made
+            // the links visible and nobody else follows them now.
+            let link = unsafe { &fiber.as_ref().inbox_next };
+            next = NonNull::new(link.load(Ordering::Relaxed));
+            link.store(reversed.map_or(std::ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
+            reversed = Some(fiber);
+        }
+        while let Some(fiber) = reversed {
+            // SAFETY: as above. The link is read before the fiber is handed on.
+            let link = unsafe { &fiber.as_ref().inbox_next };
+            reversed = NonNull::new(link.load(Ordering::Relaxed));
+            take(fiber);
+        }
+    }
+
+    /// Takes the fibers to be interrupted.
+    pub(super) fn take_interrupts(&self) -> Vec<Arc<Fiber>> {
+        if !self.interrupted.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.interrupts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,107 @@
+//! The table of operations in flight: what a [`Key`] names.
+
+use std::ptr::NonNull;
+use std::task::Waker;
+
+use kapok_engine::Key;
+
+use crate::fiber::Fiber;
+
+const NO_SLOT: u32 = u32::MAX;
+
+/// Who waits for a key to land.
+pub(crate) enum Waiter {
+    /// The fiber that lent the operation's memory. It is suspended until the landing.
+    Fiber(NonNull<Fiber>),
+    /// A time limit of this fiber: what it does then is to be interrupted.
+    Limit(NonNull<Fiber>),
+    /// A future; the result stays in the slot until it is fetched.
+    Task(Option<Waker>),
+    /// A future that has its result.
+    Landed(i32),
+    /// Nobody who waits, but someone who takes what landed: the result of an operation whose future
+    /// is gone.
+    Orphan(Box<dyn FnOnce(i32)>),
+    /// Nobody: the slot is freed when the key lands.
+    Nobody,
+    /// In no use; the index is the next free slot.
+    Free(u32),
+}
+
+struct Slot {
+    generation: u32,
+    waiter: Waiter,
+}
+
+/// The slots of one loop. A slot is reused at once; its generation tells the uses apart.
+pub(crate) struct Slots {
+    slots: Vec<Slot>,
+    free: u32,
+}
+
+impl Slots {
+    pub(crate) fn new() -> Slots {
+        Slots { slots: Vec::new(), free: NO_SLOT }
+    }
+
+    #[inline]
+    pub(crate) fn insert(&mut self, waiter: Waiter) -> Key {
+        let index = self.free;
+        match self.slots.get_mut(index as usize) {
+            Some(slot) => {
+                let Waiter::Free(next) = slot.waiter else {
+                    unreachable!("the free list leads to a slot in use")
+                };
+                self.free = next;
+                slot.waiter = waiter;
+                Key::new(index, slot.generation)
+            }
+            None => {
+                let index = self.slots.len() as u32;
+                assert!(index != NO_SLOT, "4,294,967,295 operations in flight");
+                self.slots.push(Slot { generation: 0, waiter });
+                Key::new(index, 0)
+            }
+        }
+    }
+
+    /// Who waits for `key`, unless it names an earlier use of its slot.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Waiter> {
+        self.slots
+            .get_mut(key.index() as usize)
+            .filter(|slot| slot.generation == key.generation())
+            .map(|slot| &mut slot.waiter)
+    }
+
+    /// Frees the slot of `key`, which is in use, and says who waited.
+    #[inline]
+    pub(crate) fn remove(&mut self, key: Key) -> Waiter {
+        let slot = &mut self.slots[key.index() as usize];
+        debug_assert_eq!(slot.generation, key.generation(), "freed twice");
+        // The engines keep the last generation to themselves.
+        slot.generation = match slot.generation + 1 {
+            Key::RESERVED_GENERATION => 0,
+            next => next,
+        };
+        let waiter = std::mem::replace(&mut slot.waiter, Waiter::Free(self.free));
+        self.free = key.index();
+        waiter
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_an_earlier_use_names_nothing() {
+        let mut slots = Slots::new();
+        let first = slots.insert(Waiter::Nobody);
+        slots.remove(first);
+        let second = slots.insert(Waiter::Landed(7));
+        assert_eq!(first.index(), second.index(), "the slot is reused at once");
+        assert!(slots.get_mut(first).is_none());
+        assert!(matches!(slots.get_mut(second), Some(Waiter::Landed(7))));
+    }
+}

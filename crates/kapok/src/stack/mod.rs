@@ -1,0 +1,47 @@
+//! The stacks that fibers run on.
+//!
+//! A program may hold a million fibers, most of them parked with a few hundred live bytes. So a
+//! stack is a *slot*: address space that is reserved in bulk, committed by the kernel page by page
+//! as it is touched, and kept for the next fiber.
+//!
+//! ```text
+//!  slot start                                                            slot end
+//!  │◄──────── guard ────────►│◄───────────────── usable ─────────────────►│
+//!  │   64 KiB, no access     │  grows down ◄── frames ◄── base │  colour  │
+//!  └─ limit()                                         base() ─┘  n × 64 B └─ next slot's guard
+//! ```
+//!
+//! - **Slot.** A power of two, 256 KiB unless asked otherwise ([`StackSize`]), guard included.
+//!   Slots are carved from chunks of 64 MiB to 1 GiB. All chunks are mapped alike, so the kernel
+//!   merges neighbours into one mapping; without huge pages, or one touched byte would commit 2 MiB.
+//! - **Guard** ([`guard`]). Compilers for C emit no stack probes: a frame may jump over a guard of
+//!   one page. 64 KiB catches what code on small stacks does. Kernel guard markers (Linux 6.13) do
+//!   not split the mapping, page protection does and meets `vm.max_map_count`.
+//! - **Colour.** Stacks at a power-of-two stride would put the hot lines of every parked fiber
+//!   into the same few sets of the cache. The base is lowered by another multiple of a cache line
+//!   in each slot, by less than 1.5 KiB, so colour and live frames still share one page.
+//! - **Pool** ([`pool`]). Each loop keeps the stacks its fibers left, last in first out, and hands
+//!   them out without a system call or an atomic. Beyond its limit a stack's pages go back to the
+//!   kernel and its slot to the process-wide [`arena`], where any thread may take it.
+//! - **Overflow** ([`overflow`]). A fault in a guard names the fiber, its size and the fix.
+//!
+//! Invariants: a chunk is never unmapped; a slot is at any time in exactly one place (one
+//! [`PooledStack`], one pool's warm list, or the arena); a slot's guard is installed before the slot
+//! is first handed out and never removed.
+
+mod arena;
+mod guard;
+mod overflow;
+mod pool;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
+
+#[allow(unused_imports, reason = "the loop names what it needs")]
+pub(crate) use self::{
+    arena::{Arena, ArenaStats, PooledStack, StackSize},
+    guard::{GUARD_BYTES, GuardKind},
+    overflow::{
+        AlternateStack, FiberLabel, ensure_alternate_stack, install_overflow_handler, set_running,
+    },
+    pool::{DEFAULT_WARM_STACKS, PoolStats, StackPool},
+};

@@ -1,0 +1,640 @@
+//! Locks, conditions and channels between workers of different kinds at once.
+//!
+//! Each behaviour is written once, over a way to start a worker; `behaviours!` at the end runs all
+//! of them for each way. Beside those workers, which use the waiting forms, there are always tasks
+//! on a small executor, which use the futures.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar as StdCondvar, LazyLock, Mutex as StdMutex, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kapok::sync::channel::{self, RecvError, SendErrorReason};
+use kapok::sync::{Condvar, Mutex, RwLock, Semaphore, oneshot};
+
+/// Ends when the worker has ended; panics if it did.
+type Join = Box<dyn FnOnce()>;
+/// Starts a worker.
+type Spawn = fn(Box<dyn FnOnce() + Send>) -> Join;
+
+fn thread(body: Box<dyn FnOnce() + Send>) -> Join {
+    let handle = thread::spawn(body);
+    Box::new(move || handle.join().expect("a worker panicked"))
+}
+
+fn rounds(at_ci: usize) -> usize {
+    match std::env::var("KAPOK_SCALE").as_deref() {
+        Ok("full") => at_ci * 20,
+        _ => at_ci,
+    }
+}
+
+/// A lost wake-up shows as a test that does not end: say so instead of hanging.
+fn ends(body: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    let runner = thread::spawn(move || {
+        body();
+        let _ = done.send(());
+    });
+    let limit = Duration::from_secs(if rounds(1) > 1 { 1200 } else { 120 });
+    match ended.recv_timeout(limit) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("not over after {limit:?}: a lost wake-up?"),
+        _ => runner.join().expect("the test panicked"),
+    }
+}
+
+/// Two threads that run tasks.
+struct Executor {
+    ready: StdMutex<VecDeque<Arc<Task>>>,
+    more: StdCondvar,
+}
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Task {
+    future: StdMutex<Option<BoxFuture>>,
+    queued: AtomicBool,
+}
+
+static EXECUTOR: LazyLock<Executor> = LazyLock::new(|| {
+    for _ in 0..2 {
+        thread::spawn(|| EXECUTOR.run());
+    }
+    Executor { ready: StdMutex::default(), more: StdCondvar::new() }
+});
+
+impl Executor {
+    fn run(&self) {
+        loop {
+            let mut ready = self.ready.lock().unwrap();
+            let task = loop {
+                match ready.pop_front() {
+                    Some(task) => break task,
+                    None => ready = self.more.wait(ready).unwrap(),
+                }
+            };
+            drop(ready);
+            let mut future = task.future.lock().unwrap();
+            task.queued.store(false, Ordering::SeqCst);
+            let waker = Waker::from(Arc::clone(&task));
+            if let Some(running) = &mut *future {
+                let poll = || running.as_mut().poll(&mut Context::from_waker(&waker));
+                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)) {
+                    Ok(Poll::Pending) => {}
+                    // What it owned goes, and with it the sender of its join.
+                    Ok(Poll::Ready(())) | Err(_) => *future = None,
+                }
+            }
+        }
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        if !self.queued.swap(true, Ordering::SeqCst) {
+            EXECUTOR.ready.lock().unwrap().push_back(self);
+            EXECUTOR.more.notify_one();
+        }
+    }
+}
+
+fn task(future: impl Future<Output = ()> + Send + 'static) -> Join {
+    let (done, ended) = mpsc::channel();
+    let future: BoxFuture = Box::pin(async move {
+        future.await;
+        let _ = done.send(());
+    });
+    let task = Task { future: StdMutex::new(Some(future)), queued: AtomicBool::new(false) };
+    Arc::new(task).wake();
+    Box::new(move || ended.recv().expect("a task panicked"))
+}
+
+/// Lets others run, in a task.
+async fn switch() {
+    let mut switched = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut switched, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+fn join_all(workers: Vec<Join>) {
+    workers.into_iter().for_each(|join| join());
+}
+
+/// Polls a future up to `polls` times for nobody, and drops it.
+fn poll_and_drop<F: Future>(future: F, polls: usize) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    (0..polls).find_map(|_| match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    })
+}
+
+fn one_at_a_time_has_the_mutex(spawn: Spawn) {
+    let (workers, rounds) = (3, rounds(20_000));
+    let pair = Arc::new(Mutex::new((0, 0)));
+    let mut joins = Vec::new();
+    for _ in 0..workers {
+        let of_worker = Arc::clone(&pair);
+        joins.push(spawn(Box::new(move || {
+            for _ in 0..rounds {
+                let mut pair = of_worker.lock();
+                pair.0 += 1;
+                assert_eq!(pair.0, pair.1 + 1);
+                pair.1 += 1;
+            }
+        })));
+        let of_task = Arc::clone(&pair);
+        joins.push(task(async move {
+            for round in 0..rounds {
+                let mut pair = of_task.lock_async().await;
+                pair.0 += 1;
+                if round % 64 == 0 {
+                    // Held across a suspension.
+                    switch().await;
+                }
+                assert_eq!(pair.0, pair.1 + 1);
+                pair.1 += 1;
+            }
+        }));
+    }
+    join_all(joins);
+    assert_eq!(*pair.lock(), (2 * workers * rounds, 2 * workers * rounds));
+}
+
+fn readers_see_what_writers_finished(spawn: Spawn) {
+    let rounds = rounds(10_000);
+    let pair = Arc::new(RwLock::new((0, 0)));
+    let mut joins = Vec::new();
+    for number in 0..4 {
+        let pair_of_worker = Arc::clone(&pair);
+        joins.push(spawn(Box::new(move || {
+            for round in 0..rounds {
+                if (round + number) % 4 == 0 {
+                    let mut pair = pair_of_worker.write();
+                    pair.0 += 1;
+                    pair.1 += 1;
+                    let pair = pair.downgrade();
+                    assert_eq!(pair.0, pair.1);
+                } else {
+                    let pair = pair_of_worker.read();
+                    assert_eq!(pair.0, pair.1);
+                }
+            }
+        })));
+    }
+    for number in 0..2 {
+        let pair = Arc::clone(&pair);
+        joins.push(task(async move {
+            for round in 0..rounds {
+                if (round + number) % 4 == 0 {
+                    let mut pair = pair.write_async().await;
+                    pair.0 += 1;
+                    if round % 16 == 0 {
+                        switch().await;
+                    }
+                    pair.1 += 1;
+                } else {
+                    let pair = pair.read_async().await;
+                    assert_eq!(pair.0, pair.1);
+                }
+            }
+        }));
+    }
+    join_all(joins);
+    let written = 6 * (rounds / 4);
+    assert_eq!(*pair.read(), (written, written));
+}
+
+fn a_condition_is_passed_to_and_fro(spawn: Spawn) {
+    let rounds = rounds(5_000);
+    let shared = Arc::new((Mutex::new(0), Condvar::new()));
+    let of_worker = Arc::clone(&shared);
+    let ping = spawn(Box::new(move || {
+        let (turn, changed) = &*of_worker;
+        for round in 0..rounds {
+            *changed.wait_while(turn.lock(), |turn| *turn != 2 * round) += 1;
+            changed.notify_one();
+        }
+    }));
+    let of_task = Arc::clone(&shared);
+    let pong = task(async move {
+        let (turn, changed) = &*of_task;
+        for round in 0..rounds {
+            let mut guard = turn.lock_async().await;
+            while *guard != 2 * round + 1 {
+                guard = changed.wait_async(guard).await;
+            }
+            *guard += 1;
+            drop(guard);
+            changed.notify_one();
+        }
+    });
+    join_all(vec![ping, pong]);
+    assert_eq!(*shared.0.lock(), 2 * rounds);
+}
+
+fn a_wait_with_a_limit_tells_which_way_it_ended(spawn: Spawn) {
+    let shared = Arc::new((Mutex::new(false), Condvar::new()));
+    let (answer, answers) = mpsc::channel();
+    let of_worker = Arc::clone(&shared);
+    let worker = spawn(Box::new(move || {
+        let (flag, changed) = &*of_worker;
+        let before = Instant::now();
+        let (guard, notified) = changed.wait_timeout(flag.lock(), Duration::from_millis(20));
+        assert!(!notified && before.elapsed() >= Duration::from_millis(20));
+        drop(guard);
+        let mut guard = flag.lock();
+        answer.send(()).unwrap();
+        while !*guard {
+            let notified;
+            (guard, notified) = changed.wait_timeout(guard, Duration::MAX / 2);
+            assert!(notified);
+        }
+        let (_, notified) = changed.wait_until(guard, before);
+        assert!(!notified, "the limit was over before");
+    }));
+    answers.recv().unwrap();
+    *shared.0.lock() = true;
+    shared.1.notify_one();
+    worker();
+}
+
+fn permits_are_conserved(spawn: Spawn) {
+    const TOTAL: usize = 4;
+    let rounds = rounds(10_000);
+    let semaphore = Arc::new(Semaphore::new(TOTAL));
+    let held = Arc::new(AtomicUsize::new(0));
+    let mut joins = Vec::new();
+    let hold = |held: &AtomicUsize, count| {
+        assert!(held.fetch_add(count, Ordering::SeqCst) + count <= TOTAL);
+        held.fetch_sub(count, Ordering::SeqCst);
+    };
+    for number in 0..3 {
+        let (of_worker, its_held) = (Arc::clone(&semaphore), Arc::clone(&held));
+        joins.push(spawn(Box::new(move || {
+            for round in 0..rounds {
+                let count = 1 + (round + number) % TOTAL;
+                let permit = of_worker.acquire_many(count).unwrap();
+                hold(&its_held, count);
+                drop(permit);
+                drop(poll_and_drop(of_worker.acquire_many_async(count), round % 3));
+            }
+        })));
+        let (of_task, its_held) = (Arc::clone(&semaphore), Arc::clone(&held));
+        joins.push(task(async move {
+            for round in 0..rounds {
+                let permit = Arc::clone(&of_task).acquire_owned_async().await;
+                hold(&its_held, 1);
+                if round % 32 == 0 {
+                    switch().await;
+                }
+                drop(permit);
+            }
+        }));
+    }
+    join_all(joins);
+    assert_eq!(semaphore.available_permits(), TOTAL);
+    assert!(semaphore.try_acquire_many(TOTAL).is_some());
+}
+
+/// Many senders and receivers, and futures dropped by the wayside: each value arrives once, those
+/// of a sender in order.
+fn values_arrive_once_and_in_order(spawn: Spawn, capacity: Option<usize>) {
+    const SENDERS: usize = 4;
+    const RECEIVERS: usize = 3;
+    let rounds = rounds(10_000);
+    let (sender, receiver) = capacity.map_or_else(channel::unbounded, channel::bounded);
+    let mut joins = Vec::new();
+    for number in 0..SENDERS {
+        let sender = sender.clone();
+        joins.push(if number % 2 == 0 {
+            spawn(Box::new(move || {
+                for round in 0..rounds {
+                    sender.send((number, round)).unwrap();
+                    assert!(capacity.is_none_or(|capacity| sender.len() <= capacity));
+                }
+            }))
+        } else {
+            task(async move {
+                for round in 0..rounds {
+                    if round % 8 == 0
+                        && poll_and_drop(sender.send_async((number, round)), 2).is_some()
+                    {
+                        continue;
+                    }
+                    sender.send_async((number, round)).await.unwrap();
+                }
+            })
+        });
+    }
+    drop(sender);
+    let (results, got) = mpsc::channel();
+    for number in 0..RECEIVERS {
+        let (receiver, results) = (receiver.clone(), results.clone());
+        joins.push(if number % 2 == 0 {
+            spawn(Box::new(move || {
+                let mut values = Vec::new();
+                loop {
+                    if values.len() % 8 == 0
+                        && let Some(Ok(value)) = poll_and_drop(receiver.recv_async(), 2)
+                    {
+                        values.push(value);
+                    }
+                    match receiver.recv() {
+                        Ok(value) => values.push(value),
+                        Err(error) => break assert_eq!(error, RecvError::Disconnected),
+                    }
+                }
+                results.send(values).unwrap();
+            }))
+        } else {
+            task(async move {
+                let mut values = Vec::new();
+                while let Ok(value) = receiver.recv_async().await {
+                    values.push(value);
+                }
+                results.send(values).unwrap();
+            })
+        });
+    }
+    drop((receiver, results));
+    join_all(joins);
+    let mut times = vec![0; SENDERS * rounds];
+    for values in got {
+        let mut last = [None; SENDERS];
+        for (sender, round) in values {
+            assert!(last[sender] < Some(round), "{round} of {sender} after {:?}", last[sender]);
+            last[sender] = Some(round);
+            times[sender * rounds + round] += 1;
+        }
+    }
+    assert!(times.iter().all(|times| *times == 1));
+}
+
+fn values_through_a_narrow_channel(spawn: Spawn) {
+    values_arrive_once_and_in_order(spawn, Some(1));
+}
+
+fn values_through_a_bounded_channel(spawn: Spawn) {
+    values_arrive_once_and_in_order(spawn, Some(16));
+}
+
+fn values_through_an_unbounded_channel(spawn: Spawn) {
+    values_arrive_once_and_in_order(spawn, None);
+}
+
+fn who_waits_learns_that_the_other_side_is_gone(spawn: Spawn) {
+    let (sender, receiver) = channel::bounded::<u32>(1);
+    let receivers: Vec<_> = (0..2)
+        .map(|_| {
+            let receiver = receiver.clone();
+            spawn(Box::new(move || assert_eq!(receiver.recv(), Err(RecvError::Disconnected))))
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(5));
+    drop(sender);
+    join_all(receivers);
+
+    let (sender, receiver) = channel::bounded(1);
+    sender.send(0).unwrap();
+    let senders: Vec<_> = (1..3)
+        .map(|number| {
+            let sender = sender.clone();
+            spawn(Box::new(move || {
+                let error = sender.send(number).unwrap_err();
+                assert_eq!((error.reason, error.value), (SendErrorReason::Disconnected, number));
+            }))
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(5));
+    drop(receiver);
+    join_all(senders);
+}
+
+fn requests_are_answered_once(spawn: Spawn) {
+    let rounds = rounds(5_000);
+    let (requests, received) = channel::bounded::<(usize, oneshot::Sender<usize>)>(4);
+    let server = spawn(Box::new(move || {
+        for (number, answer) in received {
+            // Some gave up, some get no answer.
+            if number % 7 != 0 {
+                let _ = answer.send(2 * number);
+            }
+        }
+    }));
+    let of_task = requests.clone();
+    let client = task(async move {
+        for number in 0..rounds {
+            let (answer, answered) = oneshot::channel();
+            of_task.send_async((number, answer)).await.unwrap();
+            if number % 5 == 0 {
+                poll_and_drop(answered, 1);
+                continue;
+            }
+            let expected =
+                if number % 7 == 0 { Err(RecvError::Disconnected) } else { Ok(2 * number) };
+            assert_eq!(answered.await, expected);
+        }
+    });
+    let caller = spawn(Box::new(move || {
+        for number in 0..rounds {
+            let (answer, mut answered) = oneshot::channel();
+            requests.send((number, answer)).unwrap();
+            let expected =
+                if number % 7 == 0 { Err(RecvError::Disconnected) } else { Ok(2 * number) };
+            assert_eq!(answered.recv(), expected);
+        }
+    }));
+    join_all(vec![client, caller, server]);
+}
+
+/// Futures that are polled once for nobody and dropped, between workers that must all be served.
+fn a_storm_of_dropped_waits_stops_nobody(spawn: Spawn) {
+    let rounds = rounds(100_000) / 4;
+    let mutex = Arc::new(Mutex::new(0));
+    let lock = Arc::new(RwLock::new(0));
+    let (sender, receiver) = channel::bounded(2);
+    let over = Arc::new(AtomicBool::new(false));
+    let mut joins = Vec::new();
+    for _ in 0..2 {
+        let (mutex, lock, over) = (Arc::clone(&mutex), Arc::clone(&lock), Arc::clone(&over));
+        let (sender, receiver) = (sender.clone(), receiver.clone());
+        joins.push(task(async move {
+            while !over.load(Ordering::Relaxed) {
+                for polls in [1, 2, 1, 3] {
+                    drop(poll_and_drop(mutex.lock_async(), polls));
+                    drop(poll_and_drop(lock.write_async(), polls));
+                    drop(poll_and_drop(lock.read_async(), polls));
+                    // What it takes goes back: the sum below stays.
+                    if let Some(Ok(value)) = poll_and_drop(receiver.recv_async(), polls) {
+                        sender.send_async(value).await.unwrap();
+                    }
+                    if let Some(sent) = poll_and_drop(sender.send_async(1), polls) {
+                        sent.unwrap();
+                        assert_eq!(receiver.recv_async().await, Ok(1));
+                    }
+                }
+                switch().await;
+            }
+        }));
+    }
+    let mut served = Vec::new();
+    for _ in 0..2 {
+        let (mutex, lock) = (Arc::clone(&mutex), Arc::clone(&lock));
+        served.push(spawn(Box::new(move || {
+            for round in 0..rounds {
+                *mutex.lock() += 1;
+                match round % 4 {
+                    0 => *lock.write() += 1,
+                    _ => drop(lock.read()),
+                }
+            }
+        })));
+    }
+    let sent = spawn(Box::new(move || {
+        for _ in 0..rounds {
+            sender.send(1).unwrap();
+        }
+    }));
+    let received = spawn(Box::new(move || {
+        for _ in 0..rounds {
+            assert_eq!(receiver.recv(), Ok(1));
+        }
+    }));
+    served.extend([sent, received]);
+    join_all(served);
+    over.store(true, Ordering::Relaxed);
+    join_all(joins);
+    assert_eq!(*mutex.lock(), 2 * rounds);
+    assert_eq!(*lock.read(), 2 * rounds.div_ceil(4));
+}
+
+/// One worker takes the lock again as soon as it let it go; another wants it now and then.
+fn nobody_starves_beside_a_busy_worker(spawn: Spawn) {
+    let shared = Arc::new((Mutex::new(()), RwLock::new(()), AtomicBool::new(false)));
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let shared = Arc::clone(&shared);
+        busy.push(spawn(Box::new(move || {
+            while !shared.2.load(Ordering::Relaxed) {
+                let held = (shared.0.lock(), shared.1.read());
+                let until = Instant::now() + Duration::from_micros(50);
+                while Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                drop(held);
+            }
+        })));
+    }
+    for _ in 0..20 {
+        drop(shared.1.write());
+        drop(shared.0.lock());
+    }
+    let of_task = Arc::clone(&shared);
+    task(async move {
+        for _ in 0..20 {
+            drop(of_task.0.lock_async().await);
+            drop(of_task.1.write_async().await);
+        }
+    })();
+    shared.2.store(true, Ordering::Relaxed);
+    join_all(busy);
+}
+
+/// All behaviours, for each way to start a worker.
+macro_rules! behaviours {
+    ($($kind:ident: $spawn:path;)+ => $behaviours:tt) => {
+        $(behaviours!(@of $kind $spawn => $behaviours);)+
+    };
+    (@of $kind:ident $spawn:path => [$($behaviour:ident)+]) => {
+        mod $kind {
+            $(#[test]
+            fn $behaviour() {
+                super::ends(|| super::$behaviour($spawn));
+            })+
+        }
+    };
+}
+
+behaviours! {
+    on_threads: super::thread;
+    => [
+        one_at_a_time_has_the_mutex
+        readers_see_what_writers_finished
+        a_condition_is_passed_to_and_fro
+        a_wait_with_a_limit_tells_which_way_it_ended
+        permits_are_conserved
+        values_through_a_narrow_channel
+        values_through_a_bounded_channel
+        values_through_an_unbounded_channel
+        who_waits_learns_that_the_other_side_is_gone
+        requests_are_answered_once
+        a_storm_of_dropped_waits_stops_nobody
+        nobody_starves_beside_a_busy_worker
+    ]
+}
+
+#[test]
+fn a_panic_releases_the_lock_and_marks_nothing() {
+    let mutex = Arc::new(Mutex::new(1));
+    let of_thread = Arc::clone(&mutex);
+    let result = thread::spawn(move || {
+        let _guard = of_thread.lock();
+        panic!("on purpose");
+    })
+    .join();
+    assert!(result.is_err());
+    assert_eq!(*mutex.lock(), 1);
+}
+
+#[test]
+fn locks_may_be_statics() {
+    static COUNT: Mutex<u32> = Mutex::new(0);
+    static LIMIT: Semaphore = Semaphore::new(1);
+    static CHANGED: Condvar = Condvar::new();
+    static NAMES: RwLock<Vec<&str>> = RwLock::new(Vec::new());
+    let permit = LIMIT.acquire().unwrap();
+    let worker = thread::spawn(|| {
+        *COUNT.lock() += 1;
+        NAMES.write().push("worker");
+        CHANGED.notify_all();
+        assert!(LIMIT.try_acquire().is_none());
+    });
+    assert_eq!(*CHANGED.wait_while(COUNT.lock(), |count| *count == 0), 1);
+    worker.join().unwrap();
+    drop(permit);
+    assert_eq!(*NAMES.read(), ["worker"]);
+}
+
+#[test]
+fn guards_and_futures_go_where_their_data_may() {
+    fn send<T: Send>(_: &T) {}
+    fn sync<T: Sync>(_: &T) {}
+    let (mutex, lock) = (Mutex::new(0), RwLock::new(0));
+    let (sender, receiver) = channel::bounded::<Box<u8>>(1);
+    let condvar = Condvar::new();
+    let semaphore = Semaphore::new(1);
+    send(&mutex.lock_async());
+    send(&lock.write_async());
+    send(&condvar.wait_async(mutex.lock()));
+    send(&semaphore.acquire_async());
+    send(&sender.send_async(Box::new(1)));
+    send(&receiver.recv_async());
+    send(&mutex.lock());
+    sync(&mutex.lock());
+    send(&lock.read());
+    sync(&lock.write());
+    sync(&sender);
+    sync(&receiver);
+    // A value that may be moved but not shared: locked by a mutex it may be shared.
+    sync(&Mutex::new(std::cell::Cell::new(0)));
+}
