@@ -1,0 +1,108 @@
+//! A server on a free port, in a thread, for the length of a test.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kapok_lab::{Model, Protocol, ServeConfig, Served, Stop, serve};
+
+/// How long a test waits for what should happen at once: much longer, for the busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running server. It is stopped at the latest when it is dropped.
+pub struct Server {
+    pub addr: SocketAddr,
+    pub stop: Stop,
+    thread: Option<JoinHandle<io::Result<Served>>>,
+}
+
+/// The default configuration for `model`, without an idle time-out that a slow machine could meet.
+pub fn config(model: Model, protocol: Protocol) -> ServeConfig {
+    ServeConfig { model, protocol, idle_timeout: PATIENCE * 10, ..ServeConfig::default() }
+}
+
+impl Server {
+    pub fn start(config: ServeConfig) -> Server {
+        let stop = Stop::new().expect("a pipe");
+        let (ready, addr) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("server".into())
+            .spawn({
+                let stop = stop.clone();
+                move || serve(&config, &stop, |addr| ready.send(addr).expect("the test waits"))
+            })
+            .expect("a thread");
+        match addr.recv() {
+            Ok(addr) => Server { addr, stop, thread: Some(thread) },
+            Err(_) => panic!("the server ended before it was ready: {:?}", thread.join()),
+        }
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        connect(self.addr)
+    }
+
+    /// Stops the server and returns what it met.
+    pub fn finish(mut self) -> Served {
+        self.stop.stop();
+        let thread = self.thread.take().expect("finished once");
+        thread.join().expect("the server panicked").expect("the server failed")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !thread::panicking() {
+                ended.expect("the server panicked").expect("the server failed");
+            }
+        }
+    }
+}
+
+/// A connection whose calls fail rather than hang.
+pub fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).expect("connected");
+    stream.set_read_timeout(Some(PATIENCE)).expect("time-out set");
+    stream.set_write_timeout(Some(PATIENCE)).expect("time-out set");
+    stream.set_nodelay(true).expect("nodelay set");
+    stream
+}
+
+/// Sends `message` and expects it back.
+pub fn exchange(stream: &mut TcpStream, message: &[u8]) {
+    stream.write_all(message).expect("sent");
+    let mut reply = vec![0; message.len()];
+    stream.read_exact(&mut reply).expect("echoed");
+    assert!(reply == message, "the echo differs from the message");
+}
+
+/// Reads to the end of the stream and expects nothing.
+pub fn expect_end(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).expect("an orderly end");
+    assert!(rest.is_empty(), "{} surplus bytes", rest.len());
+}
+
+/// Makes a test of each function for each model, named `function::model`.
+macro_rules! over_models {
+    ($($test:ident),+ $(,)?) => {
+        $(
+            mod $test {
+                over_models!(@model $test threads Threads);
+            }
+        )+
+    };
+    (@model $test:ident $($name:ident $model:ident),+) => {
+        $(
+            #[test]
+            fn $name() {
+                super::super::$test(kapok_lab::Model::$model);
+            }
+        )+
+    };
+}
