@@ -29,6 +29,12 @@ pub(super) enum Accepted {
 pub(super) struct Listener {
     socket: TcpListener,
     nonblocking: bool,
+    backoff: Backoff,
+}
+
+/// What a failed accept means, and for how long to pause after it.
+#[derive(Debug)]
+pub(super) struct Backoff {
     next_pause: Duration,
 }
 
@@ -52,11 +58,17 @@ impl Listener {
         let socket = bind().map_err(|error: io::Error| {
             io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}"))
         })?;
-        Ok(Listener { socket, nonblocking, next_pause: SHORTEST_PAUSE })
+        Ok(Listener { socket, nonblocking, backoff: Backoff { next_pause: SHORTEST_PAUSE } })
     }
 
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+
+    /// For who waits in the accept itself. [`accept`](Listener::accept) would block from here on.
+    #[cfg(target_os = "linux")]
+    pub(super) fn set_blocking(&self) -> io::Result<()> {
+        self.socket.set_nonblocking(false)
     }
 
     /// Takes one connection out of the backlog. Call it until it says [`Accepted::Empty`]: several
@@ -65,7 +77,7 @@ impl Listener {
         loop {
             match self.accept_one() {
                 Ok(stream) => {
-                    self.next_pause = SHORTEST_PAUSE;
+                    self.backoff.reset();
                     tally.accepted();
                     return Ok(Accepted::Connection(stream));
                 }
@@ -106,6 +118,27 @@ impl Listener {
         // Some systems let it inherit the listener's mode.
         stream.set_nonblocking(self.nonblocking)?;
         Ok(stream)
+    }
+
+    /// For a runtime that accepts in its own way: the socket, and what to do when that fails.
+    pub(super) fn into_parts(self) -> (TcpListener, Backoff) {
+        (self.socket, self.backoff)
+    }
+
+    /// As [`Backoff::failed`].
+    pub(super) fn failed(
+        &mut self,
+        error: io::Error,
+        tally: &Tally,
+    ) -> io::Result<Option<Duration>> {
+        self.backoff.failed(error, tally)
+    }
+}
+
+impl Backoff {
+    /// An accept succeeded.
+    pub(super) fn reset(&mut self) {
+        self.next_pause = SHORTEST_PAUSE;
     }
 
     /// What a failed accept means: a pause, another try (none), or the end of the server.

@@ -21,6 +21,9 @@ mod table;
 mod tally;
 mod thread_pool;
 mod threads;
+mod tokio;
+#[cfg(target_os = "linux")]
+mod uring;
 
 use std::io;
 use std::net::SocketAddr;
@@ -48,12 +51,12 @@ pub(crate) fn run(
     stop: &Stop,
     ready: impl FnOnce(SocketAddr),
 ) -> io::Result<Served> {
-    let server = Server {
+    let server = Arc::new(Server {
         config: config.clone(),
         workload: Workload::new(config),
         stop: stop.clone(),
         tally: Tally::default(),
-    };
+    });
     let listeners = listen(config)?;
     ready(listeners[0].local_addr()?);
     match config.model {
@@ -66,7 +69,10 @@ pub(crate) fn run(
         Model::Poll => run_workers(&server, listeners, |intake| poll::serve(&server, intake))?,
         #[cfg(target_os = "linux")]
         Model::Epoll => run_workers(&server, listeners, |intake| epoll::serve(&server, intake))?,
+        #[cfg(target_os = "linux")]
+        Model::Uring => run_workers(&server, listeners, |intake| uring::serve(&server, intake))?,
         Model::Mio => run_workers(&server, listeners, |intake| mio::serve(&server, intake))?,
+        Model::Tokio => tokio::serve(&server, listeners)?,
         model => {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -83,7 +89,7 @@ fn listen(config: &ServeConfig) -> io::Result<Vec<Listener>> {
         AcceptMode::Thread => 1,
         AcceptMode::Worker => config.threads,
     };
-    let nonblocking = !matches!(config.model, Model::Threads | Model::ThreadPool);
+    let nonblocking = !matches!(config.model, Model::Threads | Model::ThreadPool | Model::Uring);
     let first = Listener::bind(config.addr, count > 1, nonblocking)?;
     // With port 0 the others share the port that the first was given.
     let addr = first.local_addr()?;

@@ -94,7 +94,7 @@ macro_rules! over_models {
         $(
             mod $test {
                 over_models!(@model $test threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select,
-                    poll Poll, epoll Epoll, mio Mio);
+                    poll Poll, epoll Epoll, mio Mio, uring Uring, tokio Tokio);
             }
         )+
     };
