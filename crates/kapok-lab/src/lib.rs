@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The measuring lab: the same servers on every I/O model, under the same work.
+//!
+//! [`serve()`] runs an echo or an HTTP server on the [`Model`] that a [`ServeConfig`] names. What a
+//! request costs is fixed by [`workload`], which does no I/O; what differs is only how a model
+//! waits, and that is one file each in `models`.
+
+mod models;
+mod serve;
+mod stop;
+pub mod workload;
+
+pub use serve::{AcceptMode, Model, Protocol, Refusals, ServeConfig, Served, UnknownName, serve};
+pub use stop::Stop;

@@ -1,0 +1,132 @@
+//! The I/O models, one file each.
+//!
+//! Every model serves the same [`workload`](crate::workload) and keeps the same rules: it takes
+//! every connection that is pending and keeps its listener armed, pauses accepting when it is out
+//! of descriptors, asks for writability only while output is pending, and ends as
+//! [`serve()`](crate::serve()) describes.
+
+mod blocking;
+mod busy_poll;
+mod connection;
+#[cfg(target_os = "linux")]
+mod epoll;
+mod intake;
+mod listener;
+mod mio;
+mod pace;
+mod poll;
+mod roster;
+mod select;
+mod table;
+mod tally;
+mod thread_pool;
+mod threads;
+mod tokio;
+#[cfg(target_os = "linux")]
+mod uring;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+
+use crate::serve::{AcceptMode, Model, ServeConfig, Served};
+use crate::stop::Stop;
+use crate::workload::Workload;
+use intake::run_workers;
+use listener::Listener;
+use tally::Tally;
+
+/// What every thread of one server shares.
+struct Server {
+    config: ServeConfig,
+    workload: Arc<Workload>,
+    stop: Stop,
+    tally: Tally,
+}
+
+/// Runs the server that `config` describes.
+pub(crate) fn run(
+    config: &ServeConfig,
+    stop: &Stop,
+    ready: impl FnOnce(SocketAddr),
+) -> io::Result<Served> {
+    let server = Arc::new(Server {
+        config: config.clone(),
+        workload: Workload::new(config),
+        stop: stop.clone(),
+        tally: Tally::default(),
+    });
+    let listeners = listen(config)?;
+    ready(listeners[0].local_addr()?);
+    match config.model {
+        Model::Threads => threads::serve(&server, listeners)?,
+        Model::ThreadPool => thread_pool::serve(&server, listeners)?,
+        Model::BusyPoll => {
+            run_workers(&server, listeners, |intake| busy_poll::serve(&server, intake))?
+        }
+        Model::Select => run_workers(&server, listeners, |intake| select::serve(&server, intake))?,
+        Model::Poll => run_workers(&server, listeners, |intake| poll::serve(&server, intake))?,
+        #[cfg(target_os = "linux")]
+        Model::Epoll => run_workers(&server, listeners, |intake| epoll::serve(&server, intake))?,
+        #[cfg(target_os = "linux")]
+        Model::Uring => run_workers(&server, listeners, |intake| uring::serve(&server, intake))?,
+        Model::Mio => run_workers(&server, listeners, |intake| mio::serve(&server, intake))?,
+        Model::Tokio => tokio::serve(&server, listeners)?,
+        model => {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("the model {model} is not in this build"),
+            ));
+        }
+    }
+    Ok(server.tally.served())
+}
+
+/// One listener, or one for each worker on the same address.
+fn listen(config: &ServeConfig) -> io::Result<Vec<Listener>> {
+    let count = match config.accept {
+        AcceptMode::Thread => 1,
+        AcceptMode::Worker => config.threads,
+    };
+    let nonblocking = !matches!(config.model, Model::Threads | Model::ThreadPool | Model::Uring);
+    let first = Listener::bind(config.addr, count > 1, nonblocking)?;
+    // With port 0 the others share the port that the first was given.
+    let addr = first.local_addr()?;
+    let mut listeners = vec![first];
+    for _ in 1..count {
+        listeners.push(Listener::bind(addr, true, nonblocking)?);
+    }
+    Ok(listeners)
+}
+
+/// Does `work` with each item, the first on the calling thread and each other on a thread of its
+/// own. A failure stops the server; the first one is the result.
+fn on_threads<T: Send>(
+    server: &Server,
+    name: &str,
+    items: Vec<T>,
+    work: impl Fn(T) -> io::Result<()> + Sync,
+) -> io::Result<()> {
+    let work = |item| work(item).inspect_err(|_| server.stop.stop());
+    thread::scope(|scope| {
+        let mut items = items.into_iter();
+        let first = items.next();
+        let others: Vec<_> = items
+            .map(|item| {
+                thread::Builder::new()
+                    .name(name.to_owned())
+                    .spawn_scoped(scope, || work(item))
+                    .inspect_err(|_| server.stop.stop())
+            })
+            .collect();
+        let mut result = first.map_or(Ok(()), work);
+        for other in others {
+            let outcome = other.and_then(|other| {
+                other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            result = result.and(outcome);
+        }
+        result
+    })
+}

@@ -1,0 +1,207 @@
+//! Tasks on the tokio runtime.
+//!
+//! Waits: in an event loop (mio's) that nobody sees; each connection is a task that reads like the
+//! blocking server, and `.await` is where it gives its thread away. Costs: an epoll loop's, and for
+//! each wake-up the scheduling and polling of a task; a read that waits holds its buffer. With one
+//! worker everything runs on the thread that called; with more, tasks move between the workers of
+//! one runtime, or, with a listener in each worker, every worker has a runtime of its own.
+
+use std::future::pending;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Builder;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::listener::Listener;
+use super::pace::Pace;
+use super::{Server, on_threads};
+use crate::serve::AcceptMode;
+use crate::workload::{Session, Want};
+
+pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Result<()> {
+    let workers = server.config.threads;
+    on_threads(server, "worker", listeners, |listener| {
+        let mut builder = match server.config.accept {
+            AcceptMode::Thread if workers > 1 => {
+                let mut builder = Builder::new_multi_thread();
+                builder.worker_threads(workers);
+                builder
+            }
+            AcceptMode::Thread | AcceptMode::Worker => Builder::new_current_thread(),
+        };
+        builder.enable_all().build()?.block_on(accept(server, listener))
+    })
+}
+
+/// Accepts and spawns until the stop, then waits for the tasks.
+async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
+    let (listener, mut backoff) = listener.into_parts();
+    let listener = TcpListener::from_std(listener)?;
+    // SAFETY: the descriptor stays open while it is registered: the server outlives this call.
+    let stop = unsafe { AsyncFd::register_with_interest(server.stop.as_fd(), Interest::READABLE)? };
+    let mut pace = Pace::new(&server.config);
+    let roster = Arc::new(Roster::default());
+    let mut tasks = JoinSet::new();
+    loop {
+        let timeout = pace.timeout(tasks.is_empty());
+        tokio::select! {
+            accepted = listener.accept(), if pace.accepts() => match accepted {
+                Ok((stream, _peer)) => {
+                    server.tally.accepted();
+                    backoff.reset();
+                    // On the roster before the task first runs, so that no stop overlooks it.
+                    tasks.spawn(converse(Connection {
+                        entry: Roster::enter(&roster, &stream),
+                        stream,
+                        session: server.workload.session(),
+                        server: Arc::clone(server),
+                    }));
+                }
+                Err(error) => {
+                    if let Some(pause) = backoff.failed(error, &server.tally)? {
+                        pace.pause_accepting(pause);
+                    }
+                }
+            },
+            _ = stop.readable(), if !pace.drains() => {
+                pace.drain(server.config.drain_timeout);
+                roster.shut_down(Shutdown::Read, |_| true);
+            }
+            Some(_ended) = tasks.join_next() => {}
+            () = sleep_or_pend(timeout) => {}
+        }
+        let due = pace.due();
+        if due.sweep {
+            roster.now.store(pace.now(), Relaxed);
+            roster.shut_down(Shutdown::Both, |active| pace.is_idle(active));
+        }
+        if due.cut || pace.drains() && tasks.is_empty() {
+            // Dropping a task at its `.await` closes its connection.
+            tasks.shutdown().await;
+            return Ok(());
+        }
+    }
+}
+
+async fn sleep_or_pend(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit).await,
+        None => pending().await,
+    }
+}
+
+/// Serves one connection to its end. How it ended concerns that connection only.
+async fn converse(mut connection: Connection) {
+    let Connection { entry, stream, session, .. } = &mut connection;
+    loop {
+        let outcome = match session.want() {
+            Want::Read => match stream.read(session.space()).await {
+                Ok(0) => {
+                    session.ended();
+                    Ok(())
+                }
+                read => read.map(|n| session.received(n)),
+            },
+            Want::Write => stream.write(session.pending()).await.map(|n| session.sent(n)),
+            Want::ShutDown => {
+                session.shut_down();
+                stream.shutdown().await
+            }
+            Want::Close => return,
+        };
+        if outcome.is_err() {
+            return;
+        }
+        entry.active.store(entry.roster.now.load(Relaxed), Relaxed);
+    }
+}
+
+/// What a task owns. Fields are dropped in this order: off the roster, then closed.
+struct Connection {
+    entry: Entry,
+    stream: TcpStream,
+    session: Session,
+    server: Arc<Server>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.server.tally.requests(self.session.requests());
+    }
+}
+
+/// The open connections, for the sweep and the stop: cheaper than a timer for each read.
+#[derive(Default)]
+struct Roster {
+    state: Mutex<State>,
+    /// The number of the current sweep.
+    now: AtomicU32,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Option<Open>>,
+    free: Vec<usize>,
+}
+
+struct Open {
+    fd: RawFd,
+    /// The sweep in which something last moved.
+    active: Arc<AtomicU32>,
+}
+
+/// A connection on the roster; leaves it when dropped.
+struct Entry {
+    roster: Arc<Roster>,
+    slot: usize,
+    active: Arc<AtomicU32>,
+}
+
+impl Roster {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(roster: &Arc<Roster>, stream: &TcpStream) -> Entry {
+        let active = Arc::new(AtomicU32::new(roster.now.load(Relaxed)));
+        let mut state = roster.lock();
+        let slot = state.free.pop().unwrap_or_else(|| {
+            state.slots.push(None);
+            state.slots.len() - 1
+        });
+        state.slots[slot] = Some(Open { fd: stream.as_raw_fd(), active: Arc::clone(&active) });
+        drop(state);
+        Entry { roster: Arc::clone(roster), slot, active }
+    }
+
+    /// Shuts down the connections whose last activity `which` picks: their reads then end.
+    fn shut_down(&self, how: Shutdown, which: impl Fn(u32) -> bool) {
+        for open in self.lock().slots.iter().flatten() {
+            if which(open.active.load(Relaxed)) {
+                // SAFETY: the descriptor is open: its task leaves the roster, which is locked here,
+                // before it closes the stream.
+                let fd = unsafe { BorrowedFd::borrow_raw(open.fd) };
+                // Fails if the peer has reset the connection: then the task's read says so.
+                let _ = SockRef::from(&fd).shutdown(how);
+            }
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut state = self.roster.lock();
+        state.slots[self.slot] = None;
+        state.free.push(self.slot);
+    }
+}
