@@ -4,6 +4,7 @@
 //! request costs is fixed by [`workload`], which does no I/O; what differs is only how a model
 //! waits, and that is one file each in `models`.
 
+pub mod load;
 mod models;
 mod serve;
 mod stop;
