@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What accepting gave.
 pub(super) enum Accepted {
-    /// A connection, blocking.
+    /// A connection, blocking or not as the listener was told.
     Connection(TcpStream),
     /// None is waiting.
     Empty,
@@ -28,12 +28,20 @@ pub(super) enum Accepted {
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: TcpListener,
+    nonblocking: bool,
+    backoff: Backoff,
+}
+
+/// What a failed accept means, and for how long to pause after it.
+#[derive(Debug)]
+pub(super) struct Backoff {
     next_pause: Duration,
 }
 
 impl Listener {
-    /// Listens on `addr`; `shared` lets several listeners have the same address.
-    pub(super) fn bind(addr: SocketAddr, shared: bool) -> io::Result<Listener> {
+    /// Listens on `addr`. `shared` lets several listeners have the same address; `nonblocking` says
+    /// how the connections are to be, the listener itself never blocks.
+    pub(super) fn bind(addr: SocketAddr, shared: bool, nonblocking: bool) -> io::Result<Listener> {
         let bind = || {
             let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
@@ -50,20 +58,26 @@ impl Listener {
         let socket = bind().map_err(|error: io::Error| {
             io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}"))
         })?;
-        Ok(Listener { socket, next_pause: SHORTEST_PAUSE })
+        Ok(Listener { socket, nonblocking, backoff: Backoff { next_pause: SHORTEST_PAUSE } })
     }
 
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
+    /// For who waits in the accept itself. [`accept`](Listener::accept) would block from here on.
+    #[cfg(target_os = "linux")]
+    pub(super) fn set_blocking(&self) -> io::Result<()> {
+        self.socket.set_nonblocking(false)
+    }
+
     /// Takes one connection out of the backlog. Call it until it says [`Accepted::Empty`]: several
     /// may be pending on one event.
     pub(super) fn accept(&mut self, tally: &Tally) -> io::Result<Accepted> {
         loop {
-            match self.socket.accept() {
-                Ok((stream, _peer)) => {
-                    self.next_pause = SHORTEST_PAUSE;
+            match self.accept_one() {
+                Ok(stream) => {
+                    self.backoff.reset();
                     tally.accepted();
                     return Ok(Accepted::Connection(stream));
                 }
@@ -76,6 +90,55 @@ impl Listener {
                 },
             }
         }
+    }
+
+    /// With `accept4` the mode of the connection costs no call of its own.
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    fn accept_one(&self) -> io::Result<TcpStream> {
+        let nonblocking = if self.nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+        // SAFETY: null pointers say that the peer's address is not wanted.
+        let fd = unsafe {
+            libc::accept4(
+                self.socket.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                libc::SOCK_CLOEXEC | nonblocking,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor that was just made and that nobody else knows.
+        Ok(unsafe { TcpStream::from_raw_fd(fd) })
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    fn accept_one(&self) -> io::Result<TcpStream> {
+        let (stream, _peer) = self.socket.accept()?;
+        // Some systems let it inherit the listener's mode.
+        stream.set_nonblocking(self.nonblocking)?;
+        Ok(stream)
+    }
+
+    /// For a runtime that accepts in its own way: the socket, and what to do when that fails.
+    pub(super) fn into_parts(self) -> (TcpListener, Backoff) {
+        (self.socket, self.backoff)
+    }
+
+    /// As [`Backoff::failed`].
+    pub(super) fn failed(
+        &mut self,
+        error: io::Error,
+        tally: &Tally,
+    ) -> io::Result<Option<Duration>> {
+        self.backoff.failed(error, tally)
+    }
+}
+
+impl Backoff {
+    /// An accept succeeded.
+    pub(super) fn reset(&mut self) {
+        self.next_pause = SHORTEST_PAUSE;
     }
 
     /// What a failed accept means: a pause, another try (none), or the end of the server.
@@ -113,5 +176,43 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_have_nodelay_and_the_mode_asked_for() {
+        for nonblocking in [false, true] {
+            let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+            let mut listener = Listener::bind(addr, false, nonblocking).expect("bound");
+            let tally = Tally::default();
+            assert!(matches!(listener.accept(&tally), Ok(Accepted::Empty)));
+            let _client = TcpStream::connect(listener.local_addr().expect("bound"));
+            let Ok(Accepted::Connection(stream)) = listener.accept(&tally) else {
+                panic!("a connection is waiting");
+            };
+            assert!(stream.nodelay().expect("a socket"));
+            // SAFETY: fcntl without a pointer on an open descriptor.
+            let flags = unsafe { libc::fcntl(stream.as_raw_fd(), libc::F_GETFL) };
+            assert_eq!(flags & libc::O_NONBLOCK != 0, nonblocking);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_second_and_other_errors_end_the_server() {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut listener = Listener::bind(addr, false, false).expect("bound");
+        let tally = Tally::default();
+        let mut failed = |errno| listener.failed(io::Error::from_raw_os_error(errno), &tally);
+        assert!(matches!(failed(libc::ECONNABORTED), Ok(None)));
+        let pauses: Vec<_> = (0..9)
+            .map(|_| failed(libc::EMFILE).expect("a pause").expect("a pause").as_millis())
+            .collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+        assert!(failed(libc::EBADF).is_err());
+        assert_eq!(tally.served().accept_pauses, 9);
     }
 }

@@ -6,11 +6,24 @@
 //! [`serve()`](crate::serve()) describes.
 
 mod blocking;
+mod busy_poll;
+mod connection;
+#[cfg(target_os = "linux")]
+mod epoll;
 mod intake;
 mod listener;
+mod mio;
+mod pace;
+mod poll;
 mod roster;
+mod select;
+mod table;
 mod tally;
+mod thread_pool;
 mod threads;
+mod tokio;
+#[cfg(target_os = "linux")]
+mod uring;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +33,7 @@ use std::thread;
 use crate::serve::{AcceptMode, Model, ServeConfig, Served};
 use crate::stop::Stop;
 use crate::workload::Workload;
+use intake::run_workers;
 use listener::Listener;
 use tally::Tally;
 
@@ -37,16 +51,28 @@ pub(crate) fn run(
     stop: &Stop,
     ready: impl FnOnce(SocketAddr),
 ) -> io::Result<Served> {
-    let server = Server {
+    let server = Arc::new(Server {
         config: config.clone(),
         workload: Workload::new(config),
         stop: stop.clone(),
         tally: Tally::default(),
-    };
+    });
     let listeners = listen(config)?;
     ready(listeners[0].local_addr()?);
     match config.model {
         Model::Threads => threads::serve(&server, listeners)?,
+        Model::ThreadPool => thread_pool::serve(&server, listeners)?,
+        Model::BusyPoll => {
+            run_workers(&server, listeners, |intake| busy_poll::serve(&server, intake))?
+        }
+        Model::Select => run_workers(&server, listeners, |intake| select::serve(&server, intake))?,
+        Model::Poll => run_workers(&server, listeners, |intake| poll::serve(&server, intake))?,
+        #[cfg(target_os = "linux")]
+        Model::Epoll => run_workers(&server, listeners, |intake| epoll::serve(&server, intake))?,
+        #[cfg(target_os = "linux")]
+        Model::Uring => run_workers(&server, listeners, |intake| uring::serve(&server, intake))?,
+        Model::Mio => run_workers(&server, listeners, |intake| mio::serve(&server, intake))?,
+        Model::Tokio => tokio::serve(&server, listeners)?,
         model => {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -63,12 +89,13 @@ fn listen(config: &ServeConfig) -> io::Result<Vec<Listener>> {
         AcceptMode::Thread => 1,
         AcceptMode::Worker => config.threads,
     };
-    let first = Listener::bind(config.addr, count > 1)?;
+    let nonblocking = !matches!(config.model, Model::Threads | Model::ThreadPool | Model::Uring);
+    let first = Listener::bind(config.addr, count > 1, nonblocking)?;
     // With port 0 the others share the port that the first was given.
     let addr = first.local_addr()?;
     let mut listeners = vec![first];
     for _ in 1..count {
-        listeners.push(Listener::bind(addr, true)?);
+        listeners.push(Listener::bind(addr, true, nonblocking)?);
     }
     Ok(listeners)
 }

@@ -50,7 +50,8 @@ impl Tally {
         });
     }
 
-    fn met(&self, reason: impl FnOnce() -> String) {
+    /// A limit was met; the first is reported.
+    pub(super) fn met(&self, reason: impl FnOnce() -> String) {
         let mut first = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
             let reason = reason();

@@ -58,5 +58,6 @@ fn accept<'scope, 'env: 'scope>(
                 )
             });
         }
+        Ok(())
     })
 }

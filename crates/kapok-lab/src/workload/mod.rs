@@ -9,19 +9,23 @@
 mod buffer;
 mod burn;
 mod echo;
+mod http;
 
 use std::sync::Arc;
 
 use crate::serve::{Protocol, ServeConfig};
 use burn::Burn;
 pub use echo::Echo;
+pub use http::Http;
 
 /// What every session of one server shares.
 #[derive(Debug)]
 pub struct Workload {
     protocol: Protocol,
     burn: Burn,
+    replies: http::Replies,
     buffer_bytes: usize,
+    max_head_bytes: usize,
 }
 
 impl Workload {
@@ -31,7 +35,9 @@ impl Workload {
         Arc::new(Workload {
             protocol: config.protocol,
             burn: Burn::new(config.cpu_per_request),
+            replies: http::Replies::new(config.body_bytes),
             buffer_bytes: config.buffer_bytes,
+            max_head_bytes: config.max_head_bytes,
         })
     }
 
@@ -39,7 +45,8 @@ impl Workload {
     #[must_use]
     pub fn session(self: &Arc<Workload>) -> Session {
         match self.protocol {
-            Protocol::Echo | Protocol::Http => Session::Echo(Echo::new(Arc::clone(self))),
+            Protocol::Echo => Session::Echo(Echo::new(Arc::clone(self))),
+            Protocol::Http => Session::Http(Http::new(Arc::clone(self))),
         }
     }
 }
@@ -64,12 +71,15 @@ pub enum Want {
 pub enum Session {
     /// An echo connection.
     Echo(Echo),
+    /// An HTTP connection.
+    Http(Http),
 }
 
 macro_rules! dispatch {
     ($session:expr, $inner:ident => $call:expr) => {
         match $session {
             Session::Echo($inner) => $call,
+            Session::Http($inner) => $call,
         }
     };
 }
@@ -118,6 +128,7 @@ impl Session {
     pub fn shut_down(&mut self) {
         match self {
             Session::Echo(_) => {}
+            Session::Http(http) => http.shut_down(),
         }
     }
 

@@ -93,7 +93,8 @@ macro_rules! over_models {
     ($($test:ident),+ $(,)?) => {
         $(
             mod $test {
-                over_models!(@model $test threads Threads);
+                over_models!(@model $test threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select,
+                    poll Poll, epoll Epoll, mio Mio, uring Uring, tokio Tokio);
             }
         )+
     };
