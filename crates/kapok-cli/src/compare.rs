@@ -25,9 +25,8 @@ pub(crate) fn run(options: &CompareOptions) -> io::Result<ExitCode> {
     let json = match &options.json {
         Some(path) if path.as_os_str() == "-" => Some(Box::new(io::stdout()) as Box<dyn Write>),
         Some(path) => {
-            let file = File::create(path).map_err(|error| {
-                io::Error::other(format!("--json {}: {error}", path.display()))
-            })?;
+            let file = File::create(path)
+                .map_err(|error| io::Error::other(format!("--json {}: {error}", path.display())))?;
             Some(Box::new(file) as Box<dyn Write>)
         }
         None => None,
@@ -52,10 +51,8 @@ pub(crate) fn run(options: &CompareOptions) -> io::Result<ExitCode> {
         print(&mut stdout, &comparison)?;
         stdout.flush()?;
     }
-    let something = comparison
-        .tables
-        .iter()
-        .any(|table| table.rows.iter().any(|row| !row.measured.is_empty()));
+    let something =
+        comparison.tables.iter().any(|table| table.rows.iter().any(|row| !row.measured.is_empty()));
     Ok(ExitCode::from(if something && !comparison.stopped_early { 0 } else { 1 }))
 }
 
@@ -81,9 +78,11 @@ fn configure(options: &CompareOptions, stop: Stop) -> io::Result<CompareConfig> 
         threads: options.threads,
         rounds: options.rounds.unwrap_or(if quick { 3 } else { 5 }),
         warmup: Duration::from_millis(if quick { 100 } else { 300 }),
-        duration: options
-            .seconds
-            .unwrap_or(if quick { Duration::from_millis(550) } else { Duration::from_secs(2) }),
+        duration: options.seconds.unwrap_or(if quick {
+            Duration::from_millis(550)
+        } else {
+            Duration::from_secs(2)
+        }),
         time_limit: (quick && options.connections.len() == 1).then_some(QUICK_LIMIT),
         stop: Some(stop),
     })
@@ -154,10 +153,10 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
         "{} · {} bytes · {} connections{active} · median [least most] of {} rounds of {seconds} s",
         measured.protocol, measured.bytes, measured.connections, measured.rounds
     )?;
-    let relative = measured.baseline.as_ref().map_or_else(
-        || "CPU ratio".to_owned(),
-        |baseline| format!("× {baseline}\n[95 %]"),
-    );
+    let relative = measured
+        .baseline
+        .as_ref()
+        .map_or_else(|| "CPU ratio".to_owned(), |baseline| format!("× {baseline}\n[95 %]"));
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_BORDERS_ONLY)
@@ -218,8 +217,7 @@ fn cells(row: &Row) -> [String; 13] {
     let untimed = row.untimed.unwrap_or_default();
     [
         row.model.clone(),
-        row.requests_per_second
-            .map_or_else(dash, |spread| format!("{limited}{}", ranged(spread))),
+        row.requests_per_second.map_or_else(dash, |spread| format!("{limited}{}", ranged(spread))),
         plain(row.p50_us),
         plain(row.p99_us),
         plain(row.p999_us),
@@ -232,8 +230,7 @@ fn cells(row: &Row) -> [String; 13] {
             ),
             _ => format!("{:.2}", ratio.mean),
         }),
-        row.server_cores_used
-            .map_or_else(dash, |spread| format!("{:.0} %", spread.median * 100.0)),
+        row.server_cores_used.map_or_else(dash, |spread| format!("{:.0} %", spread.median * 100.0)),
         untimed.memory_per_connection.map_or_else(dash, bytes),
         untimed.syscalls_per_request.map_or_else(dash, |calls| format!("{calls:.2}")),
         match (row.voluntary_switches, row.involuntary_switches) {

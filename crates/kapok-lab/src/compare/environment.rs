@@ -43,7 +43,8 @@ impl Environment {
             let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
         };
-        let buffers = (setting("/proc/sys/net/ipv4/tcp_rmem"), setting("/proc/sys/net/ipv4/tcp_wmem"));
+        let buffers =
+            (setting("/proc/sys/net/ipv4/tcp_rmem"), setting("/proc/sys/net/ipv4/tcp_wmem"));
         Environment {
             build: build.to_owned(),
             kernel: kernel(),

@@ -155,9 +155,9 @@ pub fn run(config: &CompareConfig, progress: &mut dyn FnMut(&Step)) -> io::Resul
     };
     for &connections in &config.connections {
         for &protocol in &config.protocols {
-            let limit = config.time_limit.map(|limit| {
-                begun + limit.mul_f64((tables.len() + 1) as f64 / all as f64)
-            });
+            let limit = config
+                .time_limit
+                .map(|limit| begun + limit.mul_f64((tables.len() + 1) as f64 / all as f64));
             let mut bench = table::Bench {
                 config,
                 protocol,

@@ -73,11 +73,7 @@ impl Server {
         stop: Option<&Stop>,
     ) -> io::Result<Server> {
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let cores = cores.to_vec();
         // SAFETY: between fork and exec this makes two system calls and touches no memory but its
         // own.

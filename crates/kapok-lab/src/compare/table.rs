@@ -276,7 +276,8 @@ impl Bench<'_> {
                         untimed.resident_bytes = all.resident;
                         untimed.reserved_bytes = all.reserved;
                         untimed.memory_per_connection = (progress.served > 1).then(|| {
-                            own(all).saturating_sub(own(first)) as f64 / (progress.served - 1) as f64
+                            own(all).saturating_sub(own(first)) as f64
+                                / (progress.served - 1) as f64
                         });
                     }
                     untimed.threads = Usage::at_end(pid).map_or(0, |usage| usage.threads);
@@ -463,8 +464,7 @@ impl Subject {
 
     fn row(self, baseline: Option<&[Measured]>) -> Row {
         let measured = &self.measured;
-        let spread =
-            |pick: fn(&Measured) -> f64| Spread::of(measured.iter().map(pick));
+        let spread = |pick: fn(&Measured) -> f64| Spread::of(measured.iter().map(pick));
         let shares = measured.iter().filter_map(|measured| measured.system_share);
         let cpu_ratio = baseline.and_then(|baseline| Ratio::of(&paired(measured, baseline)));
         Row {

@@ -309,6 +309,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         for connection in &mut self.connections {
             if connection.state != State::Open {
                 connection.stream = None;
+                (connection.requests, connection.replies) = (0, 0);
                 connection.state = State::Retired;
             }
         }
@@ -464,7 +465,8 @@ impl<'a, T: Traffic> Generator<'a, T> {
         }
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
-            let late = connection.outstanding() > 0 && now - connection.heard_ns > timeout;
+            let late =
+                connection.outstanding() > 0 && now.saturating_sub(connection.heard_ns) > timeout;
             if late {
                 self.fault(index, ErrorKind::Timeout, || "no reply in time".into());
             }
@@ -612,7 +614,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         for reply in connection.replies..connection.replies + replies {
             let start_ns = places[(reply % pipeline) as usize];
             if start_ns >= self.measured_from_ns {
-                self.tally.latency_ns.saturating_record(now - start_ns);
+                self.tally.latency_ns.saturating_record(now.saturating_sub(start_ns));
             }
         }
         connection.replies += replies;

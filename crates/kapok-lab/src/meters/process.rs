@@ -127,7 +127,8 @@ impl Memory {
 
 fn read(pid: u32, file: &str) -> io::Result<String> {
     let path = format!("/proc/{pid}/{file}");
-    fs::read_to_string(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+    fs::read_to_string(&path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
 }
 
 fn unreadable(pid: u32, file: &str) -> io::Error {

@@ -84,8 +84,9 @@ fn attach(pid: u32) -> io::Result<()> {
 
 fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
     // SAFETY: these requests take no memory of ours: the address is null and the data a number.
-    let result =
-        unsafe { libc::ptrace(request, thread, null_mut::<libc::c_void>(), data as *mut libc::c_void) };
+    let result = unsafe {
+        libc::ptrace(request, thread, null_mut::<libc::c_void>(), data as *mut libc::c_void)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -95,8 +96,9 @@ fn count(shared: &Shared) {
     while !shared.stop.load(Ordering::Relaxed) {
         let mut status = 0;
         // SAFETY: `status` outlives the call.
-        let thread =
-            unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG) };
+        let thread = unsafe {
+            libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG)
+        };
         match thread {
             0 => thread::sleep(Duration::from_micros(20)),
             // No tracee is left.

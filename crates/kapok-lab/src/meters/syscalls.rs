@@ -48,9 +48,9 @@ impl SyscallCounter {
         };
         match TraceCounter::of(pid) {
             Ok(counter) => Ok(SyscallCounter(Way::Ptrace(counter))),
-            Err(error) => Err(io::Error::other(format!(
-                "by a tracepoint: {by_perf}; by tracing: {error}"
-            ))),
+            Err(error) => {
+                Err(io::Error::other(format!("by a tracepoint: {by_perf}; by tracing: {error}")))
+            }
         }
     }
 
