@@ -102,61 +102,66 @@ fn run_thread(
     }
 }
 
-/// All threads pass the same barriers in the same order, also after a failure.
 fn run_phases<T: Traffic>(
     config: &LoadConfig,
     shared: &Shared,
     index: usize,
-    progress: Option<Callback<'_>>,
+    callback: Option<Callback<'_>>,
     traffic: T,
 ) -> Tally {
-    let mut callback = progress;
-    let mut generator = None;
-    let mut attempt = |generator: &mut Option<Generator<'_, T>>,
-                       phase: Option<Phase>,
-                       step: &mut dyn FnMut(
-        &mut Generator<'_, T>,
-        &mut Option<Callback<'_>>,
-    ) -> io::Result<()>| {
-        if let Some(generator) = generator
-            && !shared.failed.load(Ordering::SeqCst)
-            && let Err(error) = step(generator, &mut callback)
-        {
-            fail(shared, error);
-        }
-        if let Some(generator) = generator {
-            generator.publish();
-        }
-        shared.barrier.wait();
-        if let (Some(phase), Some(callback)) = (phase, &mut callback)
-            && !shared.failed.load(Ordering::SeqCst)
-        {
-            callback(look(shared, phase));
-        }
-        shared.barrier.wait();
-    };
-    match Generator::new(config, shared, index, traffic) {
-        Ok(made) => generator = Some(made),
-        Err(error) => fail(shared, error),
-    }
-
-    attempt(&mut generator, Some(Phase::Connecting), &mut |generator, callback| {
+    let generator =
+        Generator::new(config, shared, index, traffic).map_err(|error| fail(shared, error)).ok();
+    let mut worker = Worker { shared, generator, callback };
+    worker.step(Some(Phase::Connecting), |generator, callback| {
         if index == 0 { generator.serve_once(1, callback) } else { Ok(()) }
     });
-    attempt(&mut generator, Some(Phase::WarmUp), &mut |generator, callback| {
+    worker.step(Some(Phase::WarmUp), |generator, callback| {
         generator.serve_once(usize::MAX, callback)?;
         generator.retire_unserved()
     });
-    attempt(&mut generator, Some(Phase::Measuring), &mut |generator, callback| {
+    worker.step(Some(Phase::Measuring), |generator, callback| {
         generator.start_traffic();
         generator.drive(config.warmup, Phase::WarmUp, callback)
     });
-    attempt(&mut generator, Some(Phase::Draining), &mut |generator, callback| {
-        generator.measure(callback)
-    });
-    attempt(&mut generator, None, &mut |generator, callback| generator.drain(callback));
+    worker.step(Some(Phase::Draining), Generator::measure);
+    worker.step(None, Generator::drain);
+    worker.generator.map_or_else(Tally::new, |generator| generator.tally)
+}
 
-    generator.map_or_else(Tally::new, |generator| generator.tally)
+/// A thread on its way through the phases.
+struct Worker<'a, 'p, T: Traffic> {
+    shared: &'a Shared,
+    /// `None` when it could not be made.
+    generator: Option<Generator<'a, T>>,
+    /// On the thread that called [`run`] only.
+    callback: Option<Callback<'p>>,
+}
+
+impl<'a, 'p, T: Traffic> Worker<'a, 'p, T> {
+    /// Takes one step, meets the other threads, and announces what begins now. All threads pass the
+    /// same barriers in the same order, also when one of them has failed.
+    fn step(
+        &mut self,
+        begins: Option<Phase>,
+        step: impl FnOnce(&mut Generator<'a, T>, &mut Option<Callback<'p>>) -> io::Result<()>,
+    ) {
+        let failed = || self.shared.failed.load(Ordering::SeqCst);
+        if let Some(generator) = &mut self.generator {
+            if !failed()
+                && let Err(error) = step(generator, &mut self.callback)
+            {
+                fail(self.shared, error);
+            }
+            generator.publish();
+        }
+        self.shared.barrier.wait();
+        if let (Some(phase), Some(callback)) = (begins, &mut self.callback)
+            && !failed()
+        {
+            callback(look(self.shared, phase));
+        }
+        self.shared.barrier.wait();
+    }
 }
 
 fn fail(shared: &Shared, error: io::Error) {
