@@ -184,7 +184,7 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
         if row.measured.is_empty() {
             table.add_row([row.model.clone(), "– (below)".to_owned()]);
         } else {
-            let cells = cells(row);
+            let cells = cells(row, measured.connections);
             table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
                 let side = if column == 0 { CellAlignment::Left } else { CellAlignment::Right };
                 Cell::new(text).set_alignment(side)
@@ -195,11 +195,21 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
     for trouble in troubles {
         writeln!(out, "  {trouble}")?;
     }
-    if measured.rows.iter().any(|row| row.generator_limited > 0) {
+    if measured.rows.iter().any(|row| row.generator_limited) {
         writeln!(
             out,
             "  * the load generator is what limits (90 % of its core or more): compare CPU per \
              request, not requests per second"
+        )?;
+    }
+    let waited = measured.rows.iter().filter_map(|row| Some(row.load_waited_share?.median));
+    let waited = waited.fold(0.0, f64::max);
+    if waited >= 0.05 {
+        writeln!(
+            out,
+            "  ! this machine was busy with something else: the load waited for its core up to \
+             {:.0} % of the time; close other programs and measure again",
+            waited * 100.0
         )?;
     }
     if measured.rows.iter().any(|row| {
@@ -211,9 +221,9 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
     Ok(())
 }
 
-fn cells(row: &Row) -> [String; 13] {
+fn cells(row: &Row, connections: usize) -> [String; 13] {
     let plain = |spread: Option<Spread>| spread.map_or_else(dash, |spread| short(spread.median));
-    let limited = if row.generator_limited > 0 { "*" } else { "" };
+    let limited = if row.generator_limited { "*" } else { "" };
     let untimed = row.untimed.unwrap_or_default();
     [
         row.model.clone(),
@@ -222,16 +232,19 @@ fn cells(row: &Row) -> [String; 13] {
         plain(row.p99_us),
         plain(row.p999_us),
         row.cpu_us_per_request.map_or_else(dash, ranged),
-        row.cpu_ratio.map_or_else(dash, |ratio| match ratio.interval {
-            Some((low, high)) if low < high => format!(
-                "{}{:.2}\n[{low:.2} {high:.2}]",
-                if ratio.indistinguishable() { "≈" } else { "" },
-                ratio.mean
-            ),
-            _ => format!("{:.2}", ratio.mean),
+        row.cpu_ratio.map_or_else(dash, |ratio| {
+            // The baseline relative to itself has no spread, and nothing to tell apart.
+            let itself = ratio.interval.is_none_or(|(low, high)| low == high) && ratio.mean == 1.0;
+            let unsure = if ratio.indistinguishable() && !itself { "≈" } else { "" };
+            match ratio.interval {
+                Some((low, high)) if !itself => {
+                    format!("{unsure}{:.2}\n[{low:.2} {high:.2}]", ratio.mean)
+                }
+                _ => format!("{unsure}{:.2}", ratio.mean),
+            }
         }),
         row.server_cores_used.map_or_else(dash, |spread| format!("{:.0} %", spread.median * 100.0)),
-        untimed.memory_per_connection.map_or_else(dash, bytes),
+        untimed.memory_per_connection.map_or_else(dash, |each| memory(each, connections)),
         untimed.syscalls_per_request.map_or_else(dash, |calls| format!("{calls:.2}")),
         match (row.voluntary_switches, row.involuntary_switches) {
             (Some(waited), Some(taken)) => format!("{:.2}", waited.median + taken.median),
@@ -260,6 +273,14 @@ fn short(value: f64) -> String {
         100_000.0..10_000_000.0 => format!("{:.0}k", value / 1e3),
         _ => format!("{:.1}M", value / 1e6),
     }
+}
+
+/// Memory comes in pages and heaps grow ahead of need, so a few connections do not show what one
+/// takes: under this much in all, there is only a bound to tell.
+fn memory(each: f64, connections: usize) -> String {
+    const SLACK_BYTES: f64 = 65_536.0;
+    let all = connections.saturating_sub(1).max(1) as f64;
+    if each * all < SLACK_BYTES { format!("< {}", bytes(SLACK_BYTES / all)) } else { bytes(each) }
 }
 
 fn bytes(count: f64) -> String {

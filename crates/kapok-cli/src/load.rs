@@ -135,6 +135,13 @@ fn print(out: &mut impl Write, report: &LoadReport) -> io::Result<()> {
         report.cpu_us_per_request,
         if report.generator_limited { ": the load generator is what limits" } else { "" }
     )?;
+    if report.waited_share >= 0.05 {
+        writeln!(
+            out,
+            "            other work on this machine kept it waiting for its core {:.0} % of the time",
+            report.waited_share * 100.0
+        )?;
+    }
     if report.stopped_early {
         writeln!(out, "stopped     before its time, by a signal")?;
     }

@@ -73,8 +73,10 @@ pub struct Row {
     pub untimed: Option<Untimed>,
     /// The server's use of a core while nothing is asked of it, from 0 to 1.
     pub idle_cpu_share: Option<f64>,
-    /// In how many rounds the load generator was what limited.
-    pub generator_limited: usize,
+    /// The load generator was what limited, in half of the rounds or more.
+    pub generator_limited: bool,
+    /// The share of the interval for which other work kept the load from its core.
+    pub load_waited_share: Option<Spread>,
     /// The rounds.
     pub measured: Vec<Measured>,
 }
@@ -225,10 +227,14 @@ impl Bench<'_> {
         }
         let mut reason = error.to_string();
         if let Some(mut server) = subject.server.take() {
-            let ended = server.ended();
-            let said = ended.unwrap_or_else(|| server.stop());
-            if !said.is_empty() {
-                reason = format!("{reason} ({said})");
+            if let Some(ended) = server.ended() {
+                // What the load saw of it is only the consequence.
+                reason = ended;
+            } else {
+                let said = server.stop();
+                if !said.is_empty() {
+                    reason = format!("{reason} ({said})");
+                }
             }
         }
         subject.trouble = Some(reason);
@@ -422,6 +428,9 @@ impl Bench<'_> {
         };
         self.step.what = format!("{} · all servers idle", self.protocol);
         (self.progress)(self.step);
+        // The last one has as many connections to close; it should be done within a second.
+        let closing = Duration::from_micros(100) * self.connections.min(9_000) as u32;
+        thread::sleep(Duration::from_millis(100) + closing);
         watch(subjects, false);
         watch(subjects, true);
     }
@@ -479,10 +488,10 @@ impl Subject {
             voluntary_switches: spread(|measured| measured.voluntary_switches),
             involuntary_switches: spread(|measured| measured.involuntary_switches),
             server_cores_used: spread(|measured| measured.cpu_seconds / measured.load.seconds),
-            generator_limited: measured
-                .iter()
-                .filter(|measured| measured.load.generator_limited)
-                .count(),
+            generator_limited: !measured.is_empty()
+                && measured.iter().filter(|measured| measured.load.generator_limited).count() * 2
+                    >= measured.len(),
+            load_waited_share: spread(|measured| measured.load.waited_share),
             trouble: self.trouble,
             untimed: self.untimed,
             idle_cpu_share: self.idle_cpu_share,

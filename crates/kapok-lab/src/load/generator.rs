@@ -340,7 +340,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
     }
 
     fn measure(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
-        let cpu = thread_cpu_time();
+        let (cpu, waited) = (thread_cpu_time(), thread_wait_for_core());
         let from = self.now_ns();
         self.measured_from_ns = from;
         self.tally.backlog.most = self.backlog;
@@ -348,6 +348,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         let driven = self.drive(self.config.duration, Phase::Measuring, callback);
         self.measuring = false;
         self.tally.cpu = thread_cpu_time().saturating_sub(cpu);
+        self.tally.waited = thread_wait_for_core().saturating_sub(waited);
         self.tally.measured = Duration::from_nanos(self.now_ns() - from);
         driven
     }
@@ -697,4 +698,17 @@ fn thread_cpu_time() -> Duration {
     // SAFETY: `time` is a valid timespec that outlives the call.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// How long the calling thread has been ready to run while its core ran something else; zero where
+/// the system does not tell. Allocates nothing.
+fn thread_wait_for_core() -> Duration {
+    let mut text = [0; 128];
+    let length = std::fs::File::open("/proc/thread-self/schedstat")
+        .and_then(|mut file| file.read(&mut text))
+        .unwrap_or(0);
+    let waited = str::from_utf8(&text[..length])
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
+    Duration::from_nanos(waited.unwrap_or(0))
 }

@@ -49,6 +49,9 @@ pub struct LoadReport {
     /// The load generator's own CPU time over the measured interval, as a share of its threads'
     /// cores.
     pub cpu_share: f64,
+    /// The share of the interval in which the generator was ready and its cores ran something else:
+    /// what else this machine does is in the latencies by as much.
+    pub waited_share: f64,
     /// The load generator's own CPU time per verified reply, in microseconds.
     pub cpu_us_per_request: f64,
     /// The load generator used 90 % of its cores or more: it is what limits, not the server.
@@ -171,6 +174,7 @@ pub(super) struct Tally {
     pub(super) served: usize,
     pub(super) backlog: Backlog,
     pub(super) cpu: Duration,
+    pub(super) waited: Duration,
     pub(super) measured: Duration,
     pub(super) stopped_early: bool,
 }
@@ -189,6 +193,7 @@ impl Tally {
             served: 0,
             backlog: Backlog::default(),
             cpu: Duration::ZERO,
+            waited: Duration::ZERO,
             measured: Duration::ZERO,
             stopped_early: false,
         }
@@ -206,6 +211,7 @@ impl Tally {
         self.backlog.most += other.backlog.most;
         self.backlog.unsent += other.backlog.unsent;
         self.cpu += other.cpu;
+        self.waited += other.waited;
         self.measured = self.measured.max(other.measured);
         self.stopped_early |= other.stopped_early;
     }
@@ -232,6 +238,7 @@ impl Tally {
             reopened: self.reopened,
             backlog: config.rate.map(|_| self.backlog),
             cpu_share,
+            waited_share: per_second(self.waited.as_secs_f64()) / config.threads as f64,
             cpu_us_per_request: self.cpu.as_secs_f64() * 1e6 / self.requests.max(1) as f64,
             generator_limited: cpu_share >= LIMITING_CPU_SHARE,
             stopped_early: self.stopped_early,
