@@ -3,13 +3,20 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::thread;
+use std::time::Duration;
 
 use kapok_lab::{Model, Protocol};
 
+use crate::child::{cpu_time, resident_bytes};
 use crate::server::{Server, config, exchange, expect_end};
 
 mod models {
     over_models! { returns_every_byte, half_closed_client_gets_its_full_reply }
+    in_child_over_models! {
+        a_slow_reader_costs_nothing_and_loses_nothing:
+            threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select, poll Poll,
+            epoll Epoll, mio Mio, uring Uring, tokio Tokio;
+    }
 }
 
 /// A reproducible stream of bytes and sizes (xorshift).
@@ -81,4 +88,44 @@ fn half_closed_client_gets_its_full_reply(model: Model) {
     stream.shutdown(Shutdown::Write).expect("shut down");
     expect_end(&mut stream);
     drop(silent);
+}
+
+/// While its peer does not read, the server waits: it holds a bounded part of the reply, burns no
+/// CPU on a socket that cannot be written to, and goes on where it was.
+fn a_slow_reader_costs_nothing_and_loses_nothing(model: Model) {
+    let server = Server::start(config(model, Protocol::Echo));
+    let message = Noise(0x510).bytes(32 << 20);
+    let mut stream = server.connect_narrow();
+    let mut writer = stream.try_clone().expect("cloned");
+    thread::scope(|scope| {
+        scope.spawn(|| writer.write_all(&message).expect("sent"));
+        let mut reply = vec![1; message.len()];
+        let resident_before = resident_bytes();
+        // Read a little, then nothing for a time.
+        stream.read_exact(&mut reply[..100_000]).expect("echoed");
+        // The first windows may still see buffers filling.
+        let window = Duration::from_millis(300);
+        let least = (0..5)
+            .map(|_| {
+                let before = cpu_time();
+                thread::sleep(window);
+                cpu_time() - before
+            })
+            .min()
+            .expect("five");
+        // Busy polling burns all it gets: that is the model.
+        if model != Model::BusyPoll {
+            assert!(least <= window / 8, "{least:?} of CPU in a stall of {window:?}");
+        }
+        let held = resident_bytes() - resident_before;
+        assert!(held < 8 << 20, "{held} bytes more held for one slow reader");
+        // The rest, slowly at first.
+        let (slow, rest) = reply[100_000..].split_at_mut(200_000);
+        for piece in slow.chunks_mut(10_000) {
+            stream.read_exact(piece).expect("echoed");
+            thread::sleep(Duration::from_millis(1));
+        }
+        stream.read_exact(rest).expect("echoed");
+        assert!(reply == message, "the echo differs from the message");
+    });
 }

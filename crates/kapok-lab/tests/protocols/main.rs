@@ -1,6 +1,11 @@
 //! The same protocol tests over every model.
 
 #[macro_use]
+mod child;
+#[macro_use]
 mod server;
 
 mod echo;
+mod http;
+mod lifecycle;
+mod limits;

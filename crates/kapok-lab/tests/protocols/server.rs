@@ -6,6 +6,8 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
+
 use kapok_lab::{Model, Protocol, ServeConfig, Served, Stop, serve};
 
 /// How long a test waits for what should happen at once: much longer, for the busy machine.
@@ -44,6 +46,15 @@ impl Server {
         connect(self.addr)
     }
 
+    /// A connection that has room for few received bytes.
+    pub fn connect_narrow(&self) -> TcpStream {
+        let socket = Socket::new(Domain::for_address(self.addr), Type::STREAM, None);
+        let socket = socket.expect("a socket");
+        socket.set_recv_buffer_size(8 * 1024).expect("set");
+        socket.connect(&self.addr.into()).expect("connected");
+        prepare(socket.into())
+    }
+
     /// Stops the server and returns what it met.
     pub fn finish(mut self) -> Served {
         self.stop.stop();
@@ -66,7 +77,10 @@ impl Drop for Server {
 
 /// A connection whose calls fail rather than hang.
 pub fn connect(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(addr).expect("connected");
+    prepare(TcpStream::connect(addr).expect("connected"))
+}
+
+fn prepare(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).expect("time-out set");
     stream.set_write_timeout(Some(PATIENCE)).expect("time-out set");
     stream.set_nodelay(true).expect("nodelay set");
