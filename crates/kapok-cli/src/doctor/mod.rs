@@ -292,11 +292,13 @@ fn limits() -> Vec<Finding> {
 }
 
 /// The soft and the hard limit.
+// Signed on FreeBSD.
+#[allow(clippy::unnecessary_cast)]
 fn limit(resource: LimitKind) -> (u64, u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit that outlives the call.
     unsafe { libc::getrlimit(resource, &mut limit) };
-    (limit.rlim_cur, limit.rlim_max)
+    (limit.rlim_cur as u64, limit.rlim_max as u64)
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -305,5 +307,9 @@ type LimitKind = libc::__rlimit_resource_t;
 type LimitKind = libc::c_int;
 
 fn amount(limit: u64) -> String {
-    if limit == libc::RLIM_INFINITY { "unlimited".to_owned() } else { limit.to_string() }
+    if limit == u64::MAX || limit == i64::MAX as u64 {
+        "unlimited".to_owned()
+    } else {
+        limit.to_string()
+    }
 }

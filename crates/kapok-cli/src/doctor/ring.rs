@@ -1,5 +1,6 @@
 //! Whether io_uring can be set up, tried with real rings; and if not, why, and the cure.
 
+#[cfg(target_os = "linux")]
 use std::fs;
 
 /// Why there is no ring here, in words, and what to do about it.
@@ -31,6 +32,8 @@ pub(super) fn probe() -> Result<Vec<Mode>, Obstacle> {
     })
 }
 
+// Elsewhere only the tests ask.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 /// What decides which of several causes an error number has.
 #[derive(Debug, Default)]
 struct Surroundings {
@@ -62,11 +65,13 @@ impl Surroundings {
     }
 }
 
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 const SECCOMP_CURE: &str = "let the container's seccomp profile pass these: in Docker's and Podman's \
     JSON add {\"names\": [\"io_uring_setup\", \"io_uring_enter\", \"io_uring_register\"], \
     \"action\": \"SCMP_ACT_ALLOW\"} to \"syscalls\" and start with --security-opt \
     seccomp=PROFILE.json; in systemd remove them from SystemCallFilter=";
 
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 /// The cause of a refusal and its cure. Pure, so that every case can be tested anywhere.
 fn explain(errno: i32, around: &Surroundings) -> Obstacle {
     let obstacle = |cause: String, cure: String| Obstacle { cause, cure };

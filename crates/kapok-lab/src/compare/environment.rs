@@ -97,6 +97,7 @@ fn mitigations() -> Vec<String> {
 }
 
 /// The cores that the calling thread may run on.
+#[cfg(target_os = "linux")]
 pub(super) fn allowed_cores() -> Vec<usize> {
     // SAFETY: a cpu_set_t is an array of integers, for which zero is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -112,6 +113,7 @@ pub(super) fn allowed_cores() -> Vec<usize> {
 
 /// Binds the calling thread, and those it makes, to `cores`. Async-signal-safe: it is also called
 /// between fork and exec.
+#[cfg(target_os = "linux")]
 pub(super) fn pin(cores: &[usize]) -> io::Result<()> {
     // SAFETY: a cpu_set_t is an array of integers, for which zero is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -123,5 +125,17 @@ pub(super) fn pin(cores: &[usize]) -> io::Result<()> {
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// Threads cannot be bound to cores here: the scheduler decides.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn allowed_cores() -> Vec<usize> {
+    (0..std::thread::available_parallelism().map_or(1, usize::from)).collect()
+}
+
+/// Threads cannot be bound to cores here: the scheduler decides.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn pin(_cores: &[usize]) -> io::Result<()> {
     Ok(())
 }

@@ -12,6 +12,8 @@ const SPARE_DESCRIPTORS: u64 = 64;
 /// # Errors
 ///
 /// What `getrlimit` and `setrlimit` say.
+// Signed on FreeBSD.
+#[allow(clippy::unnecessary_cast)]
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit that outlives the call.
@@ -25,7 +27,7 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
             return Err(io::Error::last_os_error());
         }
     }
-    Ok(limit.rlim_cur)
+    Ok(limit.rlim_cur as u64)
 }
 
 /// Fails with the cure when `connections` do not fit into the limit on descriptors.

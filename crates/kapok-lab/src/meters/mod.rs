@@ -8,12 +8,15 @@
 //! CPU time comes from the process's CPU clock, which counts nanoseconds and includes threads that
 //! have ended; `/proc/PID/stat` counts the same in ticks of 10 ms and is used only for the share
 //! that was spent in the kernel.
+//!
+//! Elsewhere than on Linux the meters say that they are not supported.
 
+#[cfg(target_os = "linux")]
 mod perf;
 mod process;
+#[cfg(target_os = "linux")]
 mod ptrace;
 mod syscalls;
 
-pub use perf::tracepoint_access;
-pub use process::{Memory, Usage};
-pub use syscalls::{SyscallCounter, SyscallSource};
+pub use process::{Memory, Switches, Usage};
+pub use syscalls::{SyscallCounter, SyscallSource, tracepoint_access};

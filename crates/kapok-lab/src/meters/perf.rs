@@ -92,15 +92,6 @@ fn open(tracepoint: u64, thread: libc::pid_t) -> io::Result<fs::File> {
     Ok(fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) }))
 }
 
-/// Whether system calls can be counted with a tracepoint here, and if not, why.
-///
-/// # Errors
-///
-/// The step that failed, in words, and what the system said to it.
-pub fn tracepoint_access() -> io::Result<()> {
-    TracepointCounter::of(std::process::id()).map(|_| ())
-}
-
 /// The tracepoint's number, which differs from kernel to kernel: from where tracefs is mounted or,
 /// for root, from a mount of it that is attached nowhere and so seen by nobody.
 fn tracepoint_id() -> io::Result<u64> {

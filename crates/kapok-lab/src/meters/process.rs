@@ -158,6 +158,12 @@ fn switches(pid: u32) -> io::Result<(Switches, u64)> {
     Ok((switches, threads))
 }
 
+#[cfg(not(target_os = "linux"))]
+fn cpu_time(_pid: u32) -> io::Result<Duration> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(target_os = "linux")]
 fn cpu_time(pid: u32) -> io::Result<Duration> {
     let mut clock = 0;
     // SAFETY: `clock` is a clockid_t that outlives the call.
@@ -173,7 +179,7 @@ fn cpu_time(pid: u32) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use std::hint::black_box;
