@@ -4,6 +4,9 @@
 //! request costs is fixed by [`workload`], which does no I/O; what differs is only how a model
 //! waits, and that is one file each in `models`.
 
+pub mod compare;
+pub mod load;
+pub mod meters;
 mod models;
 mod serve;
 mod stop;

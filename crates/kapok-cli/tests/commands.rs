@@ -1,0 +1,312 @@
+//! The commands as a user runs them.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn kapok(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kapok"));
+    command.args(arguments).env_remove("KAPOK_LOG").env("NO_COLOR", "1");
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    kapok(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// `kapok serve` until it is told to stop.
+struct Served {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    addr: String,
+}
+
+impl Served {
+    fn start(arguments: &[&str]) -> Served {
+        let mut child = kapok(&["serve", "--addr", "127.0.0.1:0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let addr = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
+        Served { child, stdout, addr }
+    }
+
+    /// Sends a signal and returns the exit status, and what else was printed.
+    fn stop(mut self, signal: libc::c_int) -> (Option<i32>, String) {
+        // SAFETY: only numbers are passed; the child is ours and not reaped.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // After a failed assertion; otherwise it has ended and is reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn serve_and_load_meet_in_both_protocols_and_serve_ends_cleanly() {
+    for (protocol, signal) in [("echo", libc::SIGTERM), ("http", libc::SIGINT)] {
+        let served = Served::start(&["--model", "threads", "--protocol", protocol]);
+        let load = output(&[
+            "load",
+            &served.addr,
+            "--protocol",
+            protocol,
+            "--connections",
+            "4",
+            "--seconds",
+            "0.3",
+            "--warmup",
+            "0.1",
+            "--json",
+        ]);
+        assert_eq!(load.status.code(), Some(0), "{}", text(&load.stderr));
+        let report: Value = serde_json::from_slice(&load.stdout).unwrap();
+        assert!(report["requests"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(report["errors"]["verify"], 0);
+        assert_eq!(report["served"], 4);
+        assert_eq!(report["addr"], served.addr);
+        assert!(report["latency"]["p50_us"].as_f64().unwrap() > 0.0, "{report}");
+        assert_eq!(served.stop(signal), (Some(0), String::new()), "{protocol}");
+    }
+}
+
+#[test]
+fn the_human_report_names_what_matters() {
+    let served = Served::start(&["--model", "threads"]);
+    let load = output(&["load", &served.addr, "-c", "2", "--seconds", "0.2", "--rate", "500"]);
+    let report = text(&load.stdout);
+    for word in ["requests", "p99.9", "backlog", "errors      0", "of its core"] {
+        assert!(report.contains(word), "{word} in:\n{report}");
+    }
+    assert!(!report.contains('\x1b'), "{report}");
+    served.stop(libc::SIGTERM);
+}
+
+#[test]
+fn a_reply_that_is_not_what_was_asked_for_fails_the_load() {
+    let served = Served::start(&["--model", "threads", "--protocol", "http", "--body", "13"]);
+    let load =
+        output(&["load", &served.addr, "--protocol", "http", "--body", "14", "--seconds", "0.2"]);
+    assert_eq!(load.status.code(), Some(1));
+    let complaint = text(&load.stderr);
+    assert!(complaint.contains("Content-Length 13 instead of 14"), "{complaint}");
+    served.stop(libc::SIGTERM);
+}
+
+#[test]
+fn serve_speaks_json_when_asked() {
+    let mut child = kapok(&["serve", "--addr", "127.0.0.1:0", "--model", "threads", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert!(ready["listening"].as_str().unwrap().starts_with("127.0.0.1:"), "{ready}");
+    // SAFETY: only numbers are passed; the child is ours and not reaped.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    let account: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(account["accepted"], 0);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_wrong_use_exits_with_2_and_says_what_is_known() {
+    let cases: [(&[&str], &str); 9] = [
+        (&[], "Usage"),
+        (&["sreve"], "serve"),
+        (&["serve", "--model", "epol"], "known are threads"),
+        (&["serve", "--threads", "0"], "at least 1"),
+        (&["serve", "--addr", "nowhere"], "HOST:PORT"),
+        (&["load"], "<ADDR>"),
+        (&["load", "127.0.0.1:1", "--protocol", "smtp"], "known are echo, http"),
+        (&["load", "127.0.0.1:1", "--active", "65"], "65 active connections of 64"),
+        (&["compare", "--seconds=-1"], "--seconds"),
+    ];
+    for (arguments, help) in cases {
+        let refused = output(arguments);
+        let complaint = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {complaint}");
+        assert!(complaint.contains(help), "{arguments:?}: {complaint}");
+        assert!(refused.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_failure_exits_with_1_and_names_the_address() {
+    // Bound and given back: nobody listens there.
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let load = output(&["load", &addr]);
+    assert_eq!(load.status.code(), Some(1));
+    let complaint = text(&load.stderr);
+    assert!(complaint.contains(&addr) && complaint.contains("refused"), "{complaint}");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let serve = output(&["serve", "--addr", &addr, "--model", "threads"]);
+    assert_eq!(serve.status.code(), Some(1));
+    let complaint = text(&serve.stderr);
+    assert!(complaint.contains(&addr) && complaint.contains("in use"), "{complaint}");
+}
+
+/// The processes that have `parent` as their parent.
+fn children(parent: u32) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().map_while(Result::ok) {
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let fields = stat.rsplit_once(')').unwrap().1.to_owned();
+        if fields.split_whitespace().nth(1) == Some(&parent.to_string()) {
+            found.push(stat);
+        }
+    }
+    found
+}
+
+/// Whether a process that listens with this program's `serve` and this marker is left.
+fn left_behind(marker: &str) -> bool {
+    fs::read_dir("/proc").unwrap().map_while(Result::ok).any(|entry| {
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        text(&command).replace('\0', " ").contains(marker)
+    })
+}
+
+#[test]
+fn compare_measures_two_models_and_leaves_nobody_behind() {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("compare.json");
+    let file = path.to_str().unwrap();
+    // The body's length marks these servers among all processes.
+    let compared = output(&[
+        "compare",
+        "--models",
+        "threads,epoll",
+        "--protocol",
+        "http",
+        "--connections",
+        "4",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.2",
+        "--body",
+        "7919",
+        "--json",
+        file,
+    ]);
+    assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
+    let table = text(&compared.stdout);
+    assert!(table.contains("threads") && table.contains("first look"), "{table}");
+
+    let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let rows = json["tables"][0]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{json}");
+    for row in rows {
+        assert_eq!(row["trouble"], Value::Null, "{row}");
+        assert_eq!(row["measured"].as_array().unwrap().len(), 2, "{row}");
+        assert!(row["requests_per_second"]["median"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["cpu_us_per_request"]["median"].as_f64().unwrap() > 0.0, "{row}");
+        let range = &row["cpu_us_per_request"];
+        assert!(range["least"].as_f64() <= range["most"].as_f64(), "{row}");
+    }
+    assert_eq!(rows[0]["untimed"]["threads"], 5, "one for each connection, and the first");
+    assert!(!left_behind("--body 7919"));
+}
+
+#[test]
+fn a_model_that_fails_says_why_and_the_others_go_on() {
+    // With so few descriptors the server cannot hold them, and neither can the load: each says so.
+    let script = format!(
+        "ulimit -n 90; exec {} compare --models threads --protocol echo --connections 60 \
+         --rounds 1 --seconds 0.1 --body 7907",
+        env!("CARGO_BIN_EXE_kapok")
+    );
+    let compared = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(compared.status.code(), Some(1), "{}", text(&compared.stderr));
+    let table = text(&compared.stdout);
+    assert!(table.contains("threads: 60 connections need 124 descriptors"), "{table}");
+    assert!(!left_behind("--body 7907"));
+}
+
+#[test]
+fn an_interrupted_compare_stops_its_servers() {
+    let mut compare = kapok(&[
+        "compare",
+        "--models",
+        "threads,busy-poll",
+        "--protocol",
+        "echo",
+        "--rounds",
+        "50",
+        "--seconds",
+        "5",
+        "--body",
+        "7901",
+    ])
+    .stdout(Stdio::null())
+    .stderr(Stdio::null())
+    .spawn()
+    .unwrap();
+    let begun = std::time::Instant::now();
+    while children(compare.id()).is_empty() {
+        assert!(begun.elapsed().as_secs() < 30, "no server was started");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // SAFETY: only numbers are passed; the child is ours and not reaped.
+    unsafe { libc::kill(compare.id() as libc::pid_t, libc::SIGINT) };
+    assert_eq!(compare.wait().unwrap().code(), Some(1));
+    assert!(begun.elapsed().as_secs() < 60, "it went on to its end");
+    assert!(!left_behind("--body 7901"));
+}
+
+#[test]
+fn doctor_finds_an_engine_and_says_so_in_both_forms() {
+    let human = output(&["doctor"]);
+    assert_eq!(human.status.code(), Some(0));
+    assert!(text(&human.stdout).contains("Kapok runs here"), "{}", text(&human.stdout));
+
+    let json: Value = serde_json::from_slice(&output(&["doctor", "--json"]).stdout).unwrap();
+    assert_eq!(json["usable"], true);
+    let findings = json["findings"].as_array().unwrap();
+    for name in ["kernel", "io_uring", "poll", "descriptors", "system calls"] {
+        assert!(findings.iter().any(|finding| finding["name"] == name), "{name}: {json}");
+    }
+    for finding in findings {
+        let warned = finding["verdict"] != "ok";
+        assert_eq!(warned, finding["cure"].is_string(), "{finding}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let script = format!("{} doctor | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_kapok"));
+    let piped = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(piped.status.code(), Some(0), "{}", text(&piped.stderr));
+    assert!(piped.stderr.is_empty(), "{}", text(&piped.stderr));
+}
+
+#[test]
+fn every_command_explains_itself_with_examples() {
+    for command in ["serve", "load", "compare", "doctor"] {
+        let help = output(&[command, "--help"]);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(text(&help.stdout).contains(&format!("  kapok {command}")), "{command}");
+    }
+}

@@ -1,0 +1,714 @@
+//! The loop of the generator: opens connections, keeps requests outstanding, measures.
+//!
+//! Each thread owns a [`Generator`]; the threads meet at every change of phase, so that the
+//! measured interval is one interval and the progress callback runs while no traffic is handled.
+
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token};
+
+use super::connection::{Connection, State, connect, connected};
+use super::limits::Sources;
+use super::report::{ErrorKind, LoadReport, Tally};
+use super::schedule::Schedule;
+use super::traffic::{Echo, Http, Traffic};
+use super::{LoadConfig, Phase, Progress};
+use crate::Protocol;
+
+const MS: u64 = 1_000_000;
+
+/// Connections that may be on their way to being served at the start: fewer than the smallest
+/// backlog in use (128), because what overflows it waits for a retransmission of a second.
+const OPENING_AT_ONCE: usize = 100;
+
+/// How long a connection that failed stays closed: a server that refuses everyone must not make
+/// the generator spin.
+const RETRY_NS: u64 = 20 * MS;
+
+/// How long to listen for surplus replies after the last one that was due.
+const QUIET_NS: u64 = 20 * MS;
+
+const READ_BUFFER_BYTES: usize = 64 << 10;
+const TICK_NS: u64 = 20 * MS;
+const PROGRESS_NS: u64 = 100 * MS;
+
+/// What the threads of a run share.
+struct Shared {
+    start: Instant,
+    barrier: Barrier,
+    failure: Mutex<Option<io::Error>>,
+    failed: AtomicBool,
+    counts: Vec<Counts>,
+}
+
+/// What one thread shows of itself while it runs.
+#[derive(Default)]
+struct Counts {
+    served: AtomicU64,
+    requests: AtomicU64,
+    errors: AtomicU64,
+}
+
+type Callback<'a> = &'a mut dyn FnMut(Progress);
+
+pub(super) fn run(config: &LoadConfig, progress: Callback<'_>) -> io::Result<LoadReport> {
+    let shared = Shared {
+        start: Instant::now(),
+        barrier: Barrier::new(config.threads),
+        failure: Mutex::new(None),
+        failed: AtomicBool::new(false),
+        counts: (0..config.threads).map(|_| Counts::default()).collect(),
+    };
+    let tally = thread::scope(|scope| {
+        let others: Vec<_> = (1..config.threads)
+            .map(|index| {
+                let shared = &shared;
+                scope.spawn(move || run_thread(config, shared, index, None))
+            })
+            .collect();
+        let mut tally = run_thread(config, &shared, 0, Some(progress));
+        for other in others {
+            match other.join() {
+                Ok(theirs) => tally.merge(theirs),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        tally
+    });
+    let failure = shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(tally.report(config)),
+    }
+}
+
+fn run_thread(
+    config: &LoadConfig,
+    shared: &Shared,
+    index: usize,
+    progress: Option<Callback<'_>>,
+) -> Tally {
+    match config.protocol {
+        Protocol::Echo => run_phases(config, shared, index, progress, Echo::new(config.size_bytes)),
+        Protocol::Http => {
+            let traffic = Http::new(&config.addr.to_string(), config.body_bytes);
+            run_phases(config, shared, index, progress, traffic)
+        }
+    }
+}
+
+fn run_phases<T: Traffic>(
+    config: &LoadConfig,
+    shared: &Shared,
+    index: usize,
+    callback: Option<Callback<'_>>,
+    traffic: T,
+) -> Tally {
+    let generator =
+        Generator::new(config, shared, index, traffic).map_err(|error| fail(shared, error)).ok();
+    let mut worker = Worker { shared, generator, callback };
+    worker.step(Some(Phase::Connecting), |generator, callback| {
+        if index == 0 { generator.serve_once(1, callback) } else { Ok(()) }
+    });
+    worker.step(Some(Phase::WarmUp), |generator, callback| {
+        generator.serve_once(usize::MAX, callback)?;
+        generator.retire_unserved()
+    });
+    worker.step(Some(Phase::Measuring), |generator, callback| {
+        generator.start_traffic();
+        generator.drive(config.warmup, Phase::WarmUp, callback)
+    });
+    worker.step(Some(Phase::Draining), Generator::measure);
+    worker.step(None, Generator::drain);
+    worker.generator.map_or_else(Tally::new, |generator| generator.tally)
+}
+
+/// A thread on its way through the phases.
+struct Worker<'a, 'p, T: Traffic> {
+    shared: &'a Shared,
+    /// `None` when it could not be made.
+    generator: Option<Generator<'a, T>>,
+    /// On the thread that called [`run`] only.
+    callback: Option<Callback<'p>>,
+}
+
+impl<'a, 'p, T: Traffic> Worker<'a, 'p, T> {
+    /// Takes one step, meets the other threads, and announces what begins now. All threads pass the
+    /// same barriers in the same order, also when one of them has failed.
+    fn step(
+        &mut self,
+        begins: Option<Phase>,
+        step: impl FnOnce(&mut Generator<'a, T>, &mut Option<Callback<'p>>) -> io::Result<()>,
+    ) {
+        let failed = || self.shared.failed.load(Ordering::SeqCst);
+        if let Some(generator) = &mut self.generator {
+            if !failed()
+                && let Err(error) = step(generator, &mut self.callback)
+            {
+                fail(self.shared, error);
+            }
+            generator.publish();
+        }
+        self.shared.barrier.wait();
+        if let (Some(phase), Some(callback)) = (begins, &mut self.callback)
+            && !failed()
+        {
+            callback(look(self.shared, phase));
+        }
+        self.shared.barrier.wait();
+    }
+}
+
+fn fail(shared: &Shared, error: io::Error) {
+    shared.failed.store(true, Ordering::SeqCst);
+    let mut failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
+    failure.get_or_insert(error);
+}
+
+fn look(shared: &Shared, phase: Phase) -> Progress {
+    let sum = |pick: fn(&Counts) -> &AtomicU64| {
+        shared.counts.iter().map(|counts| pick(counts).load(Ordering::Relaxed)).sum()
+    };
+    let served: u64 = sum(|counts| &counts.served);
+    Progress {
+        phase,
+        served: served as usize,
+        requests: sum(|counts| &counts.requests),
+        errors: sum(|counts| &counts.errors),
+        elapsed: shared.start.elapsed(),
+    }
+}
+
+struct Generator<'a, T: Traffic> {
+    config: &'a LoadConfig,
+    shared: &'a Shared,
+    index: usize,
+    traffic: T,
+    poll: Poll,
+    events: Option<Events>,
+    sources: Sources,
+    connections: Vec<Connection<T::Reader>>,
+    /// The first so many connections are the active ones.
+    active: usize,
+    /// When each outstanding request began: `pipeline` places for each active connection.
+    starts_ns: Vec<u64>,
+    /// Connections that wait to be opened again.
+    vacant: Vec<usize>,
+    schedule: Option<Schedule>,
+    backlog: u64,
+    buffer: Box<[u8]>,
+    /// How many connections were ever opened.
+    serial: u64,
+    /// Traffic has started: connections that are opened from now on need no greeting.
+    running: bool,
+    /// No request is issued any more.
+    ending: bool,
+    /// Replies are counted.
+    measuring: bool,
+    /// Requests that began before are not measured.
+    measured_from_ns: u64,
+    next_scan_ns: u64,
+    next_progress_ns: u64,
+    tally: Tally,
+}
+
+impl<'a, T: Traffic> Generator<'a, T> {
+    fn new(
+        config: &'a LoadConfig,
+        shared: &'a Shared,
+        index: usize,
+        traffic: T,
+    ) -> io::Result<Generator<'a, T>> {
+        let share =
+            |whole: usize| whole / config.threads + usize::from(index < whole % config.threads);
+        let active = share(config.active.unwrap_or(config.connections));
+        // Idle ones are shared out separately, so that every thread has its part of both.
+        let idle = share(config.connections - config.active.unwrap_or(config.connections));
+        let connections = active + idle;
+        Ok(Generator {
+            config,
+            shared,
+            index,
+            traffic,
+            poll: Poll::new()?,
+            events: Some(Events::with_capacity(1024)),
+            sources: Sources::new(config.addr, config.connections, config.churn.is_some())?,
+            connections: (0..connections).map(|_| Connection::new()).collect(),
+            active,
+            starts_ns: vec![0; active * config.pipeline],
+            vacant: Vec::with_capacity(connections),
+            schedule: None,
+            backlog: 0,
+            buffer: vec![0; READ_BUFFER_BYTES].into(),
+            serial: index as u64,
+            running: false,
+            ending: false,
+            measuring: false,
+            measured_from_ns: u64::MAX,
+            next_scan_ns: 0,
+            next_progress_ns: 0,
+            tally: Tally::new(),
+        })
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.shared.start.elapsed().as_nanos() as u64
+    }
+
+    /// Opens connections and has each served once, until `most` of them are open or nothing has
+    /// moved for the configured patience.
+    fn serve_once(&mut self, most: usize, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+        let most = most.min(self.connections.len());
+        let mut next = self.connections[..most]
+            .iter()
+            .position(|connection| matches!(connection.state, State::Vacant { .. }))
+            .unwrap_or(most);
+        let mut settled = self.settled();
+        let mut moved_ns = self.now_ns();
+        while settled < most && !self.stop_requested() {
+            while next < most && next - settled < OPENING_AT_ONCE {
+                self.open(next);
+                next += 1;
+            }
+            self.turn(TICK_NS)?;
+            self.report_progress(Phase::Connecting, callback);
+            let now = self.now_ns();
+            let settled_now = self.settled();
+            if settled_now > settled {
+                (settled, moved_ns) = (settled_now, now);
+            } else if now - moved_ns > self.config.patience.as_nanos() as u64 {
+                break;
+            }
+            if self.tally.served == 0 && self.tally.errors.total() > 0 {
+                return Err(self.never_served());
+            }
+        }
+        Ok(())
+    }
+
+    /// Connections that have been served once or have failed.
+    fn settled(&self) -> usize {
+        let open = |connection: &&Connection<T::Reader>| {
+            matches!(connection.state, State::Open | State::Retired)
+        };
+        self.connections.iter().filter(open).count()
+    }
+
+    fn never_served(&self) -> io::Error {
+        let reason = self.tally.errors.examples.first().map_or_else(
+            || format!("no reply within {:?}", self.config.patience),
+            |example| example.clone(),
+        );
+        io::Error::other(format!("{}: {reason}", self.config.addr))
+    }
+
+    fn retire_unserved(&mut self) -> io::Result<()> {
+        if self.tally.served == 0 && !self.stop_requested() {
+            return Err(self.never_served());
+        }
+        for connection in &mut self.connections {
+            if connection.state != State::Open {
+                connection.stream = None;
+                (connection.requests, connection.replies) = (0, 0);
+                connection.state = State::Retired;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_traffic(&mut self) {
+        self.running = true;
+        let now = self.now_ns();
+        match self.config.rate {
+            Some(rate) => {
+                let rate = rate / self.config.threads as f64;
+                // Threads take their turns one after the other, not at the same moment.
+                let phase_ns = 1e9 / self.config.rate.unwrap_or(1.0) * self.index as f64;
+                self.schedule = Some(Schedule::new(now + phase_ns as u64, rate, self.active));
+            }
+            None => {
+                for index in 0..self.active {
+                    self.refill(index, now);
+                }
+            }
+        }
+    }
+
+    fn measure(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+        let (cpu, waited) = (thread_cpu_time(), thread_wait_for_core());
+        let from = self.now_ns();
+        self.measured_from_ns = from;
+        self.tally.backlog.most = self.backlog;
+        self.measuring = true;
+        let driven = self.drive(self.config.duration, Phase::Measuring, callback);
+        self.measuring = false;
+        self.tally.cpu = thread_cpu_time().saturating_sub(cpu);
+        self.tally.waited = thread_wait_for_core().saturating_sub(waited);
+        self.tally.measured = Duration::from_nanos(self.now_ns() - from);
+        driven
+    }
+
+    /// Awaits what is outstanding, then listens for what nobody asked for.
+    fn drain(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+        self.ending = true;
+        let give_up = self.now_ns() + self.config.timeout.as_nanos() as u64;
+        loop {
+            let now = self.now_ns();
+            let outstanding: u64 = self.connections.iter().map(Connection::outstanding).sum();
+            if outstanding == 0 || self.stop_requested() {
+                break;
+            }
+            if now >= give_up {
+                self.tally.errors.timeout += outstanding - 1;
+                let timeout = self.config.timeout;
+                self.tally.errors.count(ErrorKind::Timeout, || {
+                    format!("{outstanding} requests had no reply {timeout:?} after the end")
+                });
+                break;
+            }
+            self.turn(TICK_NS / 10)?;
+            self.report_progress(Phase::Draining, callback);
+        }
+        let quiet_until = self.now_ns() + QUIET_NS;
+        while self.now_ns() < quiet_until {
+            self.turn(quiet_until - self.now_ns())?;
+        }
+        self.tally.backlog.unsent = self.backlog;
+        Ok(())
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.config.stop.as_ref().is_some_and(|stop| stop.requested())
+    }
+
+    fn drive(
+        &mut self,
+        duration: Duration,
+        phase: Phase,
+        callback: &mut Option<Callback<'_>>,
+    ) -> io::Result<()> {
+        let end = self.now_ns() + duration.as_nanos() as u64;
+        loop {
+            let now = self.now_ns();
+            if now >= end {
+                return Ok(());
+            }
+            if self.stop_requested() {
+                self.tally.stopped_early = true;
+                return Ok(());
+            }
+            self.turn(TICK_NS.min(end - now))?;
+            self.report_progress(phase, callback);
+        }
+    }
+
+    /// One turn: waits at most `wait_ns`, handles what happened, issues what is due.
+    fn turn(&mut self, wait_ns: u64) -> io::Result<()> {
+        self.issue_due();
+        let Some(mut events) = self.events.take() else { return Ok(()) };
+        let polled = match &self.schedule {
+            Some(schedule) if !self.ending => {
+                let wait_ns = wait_ns.min(schedule.next_ns().saturating_sub(self.now_ns()));
+                poll_until(&mut self.poll, &mut events, wait_ns)
+            }
+            _ => self.poll.poll(&mut events, Some(Duration::from_nanos(wait_ns))),
+        };
+        match polled {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in &events {
+            let ended = event.is_read_closed() || event.is_error();
+            self.handle(event.token().0, event.is_readable() || ended, ended);
+        }
+        self.events = Some(events);
+        let now = self.now_ns();
+        if now >= self.next_scan_ns {
+            self.next_scan_ns = now + TICK_NS;
+            self.scan(now);
+        }
+        Ok(())
+    }
+
+    /// Counts what the schedule has due, and issues it where the connection may.
+    fn issue_due(&mut self) {
+        if self.ending {
+            return;
+        }
+        let now = self.now_ns();
+        while let Some(index) = self.schedule.as_mut().and_then(|schedule| schedule.take_due(now)) {
+            self.connections[index].turns.due += 1;
+            self.backlog += 1;
+            self.refill(index, now);
+        }
+        self.tally.backlog.most = self.tally.backlog.most.max(self.backlog);
+    }
+
+    /// Opens connections again whose time has come, and ends those that wait in vain.
+    fn scan(&mut self, now: u64) {
+        let mut waiting = std::mem::take(&mut self.vacant);
+        waiting.retain(|&index| {
+            let State::Vacant { retry_ns } = self.connections[index].state else { return false };
+            if retry_ns > now || self.ending {
+                return !self.ending;
+            }
+            self.tally.reopened += 1;
+            self.open(index);
+            false
+        });
+        // Opening may have failed at once and put a connection back.
+        waiting.append(&mut self.vacant);
+        self.vacant = waiting;
+
+        let timeout = self.config.timeout.as_nanos() as u64;
+        if !self.running || self.ending {
+            return;
+        }
+        for index in 0..self.connections.len() {
+            let connection = &self.connections[index];
+            let late =
+                connection.outstanding() > 0 && now.saturating_sub(connection.heard_ns) > timeout;
+            if late {
+                self.fault(index, ErrorKind::Timeout, || "no reply in time".into());
+            }
+        }
+    }
+
+    fn report_progress(&mut self, phase: Phase, callback: &mut Option<Callback<'_>>) {
+        let now = self.now_ns();
+        if now >= self.next_progress_ns {
+            self.next_progress_ns = now + PROGRESS_NS;
+            self.publish();
+            if let Some(callback) = callback {
+                callback(look(self.shared, phase));
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let counts = &self.shared.counts[self.index];
+        counts.served.store(self.tally.served as u64, Ordering::Relaxed);
+        counts.requests.store(self.tally.requests, Ordering::Relaxed);
+        counts.errors.store(self.tally.errors.total(), Ordering::Relaxed);
+    }
+
+    /// Begins to connect. Its requests are issued at once: the first of them pay for the handshake.
+    fn open(&mut self, index: usize) {
+        let now = self.now_ns();
+        let opened = connect(self.config.addr, self.sources.next()).and_then(|mut stream| {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll.registry().register(&mut stream, Token(index), interest)?;
+            Ok(stream)
+        });
+        match opened {
+            Ok(stream) => {
+                let reader = self.traffic.reader(self.serial);
+                self.serial += self.config.threads as u64;
+                self.connections[index].reopen(stream, reader, now);
+                if self.running && index < self.active {
+                    self.refill(index, now);
+                } else {
+                    self.connections[index].requests = 1;
+                }
+            }
+            Err(error) => self.fault(index, ErrorKind::Connect, || error.to_string()),
+        }
+    }
+
+    /// Counts a fault and closes its connection, to be opened again a little later.
+    fn fault(&mut self, index: usize, kind: ErrorKind, what: impl FnOnce() -> String) {
+        self.tally.errors.count(kind, what);
+        let retry_ns = self.now_ns() + RETRY_NS;
+        let running = self.running;
+        let connection = &mut self.connections[index];
+        connection.stream = None;
+        (connection.requests, connection.replies) = (0, 0);
+        if running {
+            connection.state = State::Vacant { retry_ns };
+            self.vacant.push(index);
+        } else {
+            connection.state = State::Retired;
+        }
+    }
+
+    fn handle(&mut self, index: usize, readable: bool, ended: bool) {
+        let connection = &mut self.connections[index];
+        let Some(stream) = &connection.stream else { return };
+        if connection.state == State::Connecting {
+            match connected(stream) {
+                Ok(true) => {
+                    let active = self.running && index < self.active;
+                    connection.state = if active { State::Open } else { State::Greeting };
+                }
+                Ok(false) => return,
+                Err(error) => {
+                    return self.fault(index, ErrorKind::Connect, || error.to_string());
+                }
+            }
+        }
+        // With requests unwritten this event may be the one that says there is room again.
+        self.flush(index);
+        if readable {
+            self.receive(index, ended);
+        }
+    }
+
+    /// Writes what is issued; a failure is a fault of the connection.
+    fn flush(&mut self, index: usize) {
+        match self.connections[index].flush(&self.traffic) {
+            Ok(bytes) => self.tally.bytes_sent += if self.measuring { bytes } else { 0 },
+            Err(error) => self.fault(index, ErrorKind::Write, || error.to_string()),
+        }
+    }
+
+    /// Reads until the socket is drained, verifies, and issues what may follow.
+    fn receive(&mut self, index: usize, ended: bool) {
+        loop {
+            let connection = &mut self.connections[index];
+            let (Some(stream), Some(reader)) = (&mut connection.stream, &mut connection.reader)
+            else {
+                return;
+            };
+            let length = match stream.read(&mut self.buffer) {
+                Ok(0) => {
+                    let due = connection.outstanding();
+                    return self.fault(index, ErrorKind::Read, || {
+                        format!("closed by the server with {due} replies due")
+                    });
+                }
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.fault(index, ErrorKind::Read, || error.to_string()),
+            };
+            let now = self.shared.start.elapsed().as_nanos() as u64;
+            let outstanding = connection.requests - connection.replies;
+            let replies = match self.traffic.receive(reader, &self.buffer[..length], outstanding) {
+                Ok(replies) => replies,
+                Err(fault) => return self.fault(index, ErrorKind::Verify, || fault.0),
+            };
+            connection.heard_ns = now;
+            if self.measuring {
+                self.tally.bytes_received += length as u64;
+            }
+            if connection.state == State::Greeting {
+                if replies == 1 {
+                    connection.replies = 1;
+                    connection.state = State::Open;
+                    self.tally.served += usize::from(!self.running);
+                }
+            } else if replies > 0 {
+                self.answered(index, replies, now);
+            }
+            // A short read means drained, unless the end of the stream is what comes next.
+            if length < self.buffer.len() && !ended {
+                return;
+            }
+        }
+    }
+
+    /// Records the replies' latencies and issues what may follow them.
+    fn answered(&mut self, index: usize, replies: u64, now: u64) {
+        let pipeline = self.config.pipeline as u64;
+        let connection = &mut self.connections[index];
+        let places = &self.starts_ns[index * self.config.pipeline..][..self.config.pipeline];
+        for reply in connection.replies..connection.replies + replies {
+            let start_ns = places[(reply % pipeline) as usize];
+            if start_ns >= self.measured_from_ns {
+                self.tally.latency_ns.saturating_record(now.saturating_sub(start_ns));
+            }
+        }
+        connection.replies += replies;
+        if self.measuring {
+            self.tally.requests += replies;
+        }
+        let worn_out = self.config.churn.is_some_and(|churn| connection.replies >= churn);
+        if worn_out && !self.ending {
+            connection.stream = None;
+            self.tally.reopened += 1;
+            self.open(index);
+        } else {
+            self.refill(index, now);
+        }
+    }
+
+    /// Issues as many requests as may be outstanding and are due, and writes them.
+    fn refill(&mut self, index: usize, now: u64) {
+        let connection = &mut self.connections[index];
+        if self.ending
+            || index >= self.active
+            || !matches!(connection.state, State::Open | State::Connecting)
+        {
+            return;
+        }
+        let pipeline = self.config.pipeline as u64;
+        let churn = self.config.churn.unwrap_or(u64::MAX);
+        let before = connection.requests;
+        while connection.outstanding() < pipeline && connection.requests < churn {
+            let start_ns = match &self.schedule {
+                Some(schedule) => match connection.turns.issue(schedule, index) {
+                    Some(intended) => {
+                        self.backlog -= 1;
+                        intended
+                    }
+                    None => break,
+                },
+                None => now,
+            };
+            if connection.outstanding() == 0 {
+                connection.heard_ns = now;
+            }
+            let place = index * self.config.pipeline + (connection.requests % pipeline) as usize;
+            self.starts_ns[place] = start_ns;
+            connection.requests += 1;
+        }
+        if connection.requests > before && connection.state == State::Open {
+            self.flush(index);
+        }
+    }
+}
+
+/// Waits for events until `wait_ns` have passed. The selector's own time-outs are whole
+/// milliseconds, which a schedule of many requests per millisecond cannot wait for.
+fn poll_until(poll: &mut Poll, events: &mut Events, wait_ns: u64) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "freebsd"))]
+    if wait_ns > 0 {
+        let mut selector = libc::pollfd { fd: poll.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let timeout = libc::timespec {
+            tv_sec: (wait_ns / 1_000_000_000) as libc::time_t,
+            tv_nsec: (wait_ns % 1_000_000_000) as libc::c_long,
+        };
+        // SAFETY: one pollfd and one timespec, both living across the call; a null mask changes
+        // no signal. Its result does not matter: the poll below sees what there is.
+        unsafe { libc::ppoll(&raw mut selector, 1, &raw const timeout, std::ptr::null()) };
+        return poll.poll(events, Some(Duration::ZERO));
+    }
+    let _ = poll.as_raw_fd();
+    poll.poll(events, Some(Duration::from_nanos(wait_ns)))
+}
+
+/// CPU time of the calling thread.
+fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec that outlives the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// How long the calling thread has been ready to run while its core ran something else; zero where
+/// the system does not tell. Allocates nothing.
+fn thread_wait_for_core() -> Duration {
+    let mut text = [0; 128];
+    let length = std::fs::File::open("/proc/thread-self/schedstat")
+        .and_then(|mut file| file.read(&mut text))
+        .unwrap_or(0);
+    let waited = str::from_utf8(&text[..length])
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
+    Duration::from_nanos(waited.unwrap_or(0))
+}

@@ -1,0 +1,128 @@
+//! Counting system calls as a tracer, for where perf counters are not allowed: a process may always
+//! trace its children.
+//!
+//! Each call stops its thread twice, so the process runs many times slower and a loop finds more
+//! ready at a turn than it would otherwise: the figure is an estimate, and named as such.
+//!
+//! The tracer is a thread of its own, because only the thread that attached may handle the stops,
+//! and it waits for its own tracees only (`__WNOTHREAD`): it reaps nobody else's children. When it
+//! ends, the kernel detaches every tracee and lets it run on.
+
+use std::fs;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// A tracer that counts.
+#[derive(Debug)]
+pub(super) struct TraceCounter {
+    shared: Arc<Shared>,
+    tracer: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    calls: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl TraceCounter {
+    pub(super) fn of(pid: u32) -> io::Result<TraceCounter> {
+        let shared = Arc::new(Shared::default());
+        let (attached, answer) = mpsc::channel();
+        let tracer = thread::Builder::new().name("kapok-tracer".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || match attach(pid) {
+                Ok(()) => {
+                    // The maker waits for this; that it is gone is not for the tracer to handle.
+                    let _ = attached.send(Ok(()));
+                    count(&shared);
+                }
+                Err(error) => {
+                    let _ = attached.send(Err(error));
+                }
+            }
+        })?;
+        let counter = TraceCounter { shared, tracer: Some(tracer) };
+        match answer.recv() {
+            Ok(Ok(())) => Ok(counter),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::other("the tracer ended without a word")),
+        }
+    }
+
+    pub(super) fn read(&self) -> u64 {
+        self.shared.calls.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for TraceCounter {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(tracer) = self.tracer.take() {
+            // A tracer that panicked is detached as well.
+            let _ = tracer.join();
+        }
+    }
+}
+
+fn attach(pid: u32) -> io::Result<()> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let name = task?.file_name();
+        let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
+        trace(libc::PTRACE_SEIZE, thread, options as usize)?;
+        // A seized thread runs on; it has to stop once to be resumed into the traced mode.
+        trace(libc::PTRACE_INTERRUPT, thread, 0)?;
+    }
+    Ok(())
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
+    // SAFETY: these requests take no memory of ours: the address is null and the data a number.
+    let result = unsafe {
+        libc::ptrace(request, thread, null_mut::<libc::c_void>(), data as *mut libc::c_void)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn count(shared: &Shared) {
+    // Every thread's stops alternate between entering and leaving a call.
+    let mut inside = std::collections::HashSet::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let thread = unsafe {
+            libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG)
+        };
+        match thread {
+            0 => thread::sleep(Duration::from_micros(20)),
+            // No tracee is left.
+            ..0 => return,
+            _ if !libc::WIFSTOPPED(status) => {
+                inside.remove(&thread);
+            }
+            _ => {
+                let signal = libc::WSTOPSIG(status);
+                let event = status >> 16;
+                let mut deliver = 0;
+                if signal == libc::SIGTRAP | 0x80 {
+                    if inside.insert(thread) {
+                        shared.calls.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        inside.remove(&thread);
+                    }
+                } else if event == 0 {
+                    // A signal for the thread itself, which it must get.
+                    deliver = signal as usize;
+                }
+                // A thread that was killed meanwhile cannot be resumed, and need not be.
+                let _ = trace(libc::PTRACE_SYSCALL, thread, deliver);
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The load generator against servers that misbehave: nothing may pass for a good reply.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kapok_lab::Protocol;
+use kapok_lab::load::{self, LoadConfig, LoadReport, Phase};
+
+/// Serves each connection with `serve(number of the connection, stream)` on a thread of its own.
+/// The threads end with their connections, the listener with the test process.
+fn server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            let serve = Arc::clone(&serve);
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || serve(number, stream));
+        }
+    });
+    addr
+}
+
+/// Calls `reply` with what was read, until the peer closes.
+fn answer(mut stream: TcpStream, mut reply: impl FnMut(&mut TcpStream, &[u8]) -> bool) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        if !reply(&mut stream, &buffer[..length]) {
+            break;
+        }
+    }
+}
+
+fn config(addr: SocketAddr, protocol: Protocol) -> LoadConfig {
+    LoadConfig {
+        connections: 8,
+        warmup: Duration::from_millis(50),
+        duration: Duration::from_millis(300),
+        ..LoadConfig::new(addr, protocol)
+    }
+}
+
+fn run(config: &LoadConfig) -> LoadReport {
+    load::run(config, &mut |_| {}).unwrap()
+}
+
+const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, world!";
+
+#[test]
+fn an_honest_server_has_no_errors_and_every_reply_is_counted() {
+    let addr = server(|_, stream| answer(stream, |to, bytes| to.write_all(bytes).is_ok()));
+    for pipeline in [1, 16] {
+        for threads in [1, 2] {
+            let report = run(&LoadConfig { pipeline, threads, ..config(addr, Protocol::Echo) });
+            assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+            assert_eq!(report.served, 8);
+            assert!(report.requests > 0);
+            // What was in flight at the edges of the interval differs, no more.
+            let in_flight = 2 * 64 * 8 * pipeline as u64;
+            assert!(report.bytes_received.abs_diff(report.requests * 64) <= in_flight);
+            assert!(report.latency.count.abs_diff(report.requests) <= in_flight / 64);
+        }
+    }
+}
+
+#[test]
+fn an_echo_that_comes_twice_is_an_error() {
+    let addr = server(|number, stream| {
+        let mut answered = 0;
+        answer(stream, |to, bytes| {
+            answered += 1;
+            // The first connection behaves for a while, so that the run begins.
+            let times = if number == 0 && answered > 10 { 2 } else { 1 };
+            to.write_all(&bytes.repeat(times)).is_ok()
+        });
+    });
+    let report = run(&config(addr, Protocol::Echo));
+    assert!(report.errors.verify > 0, "{:?}", report.errors);
+}
+
+#[test]
+fn an_http_reply_that_comes_twice_is_an_error_even_when_it_comes_last() {
+    // One request in all: its surplus reply meets no further request that it could pass for.
+    let addr = server(|_, stream| {
+        let mut answered = 0;
+        answer(stream, |to, _| {
+            answered += 1;
+            to.write_all(REPLY).unwrap();
+            thread::sleep(Duration::from_millis(5));
+            answered < 3 || to.write_all(REPLY).is_ok()
+        });
+    });
+    let report = run(&LoadConfig { connections: 1, ..config(addr, Protocol::Http) });
+    assert!(report.errors.verify > 0, "{:?}", report.errors);
+    let example = &report.errors.examples[0];
+    assert!(example.contains("after the last reply"), "{example}");
+}
+
+#[test]
+fn a_connection_that_is_closed_is_an_error_and_opened_again() {
+    let addr = server(|number, stream| {
+        let mut left = if number == 0 { 5 } else { usize::MAX };
+        answer(stream, |to, bytes| {
+            left -= 1;
+            to.write_all(bytes).is_ok() && left > 0
+        });
+    });
+    let report = run(&config(addr, Protocol::Echo));
+    assert_eq!(report.errors.total(), 1, "{:?}", report.errors);
+    assert_eq!(report.errors.read + report.errors.write, 1, "{:?}", report.errors);
+    assert_eq!(report.reopened, 1);
+}
+
+#[test]
+fn connections_that_are_not_served_are_told_apart_from_those_that_are() {
+    let addr = server(|number, stream| {
+        if number < 5 {
+            answer(stream, |to, bytes| to.write_all(bytes).is_ok());
+        } else {
+            answer(stream, |_, _| true);
+        }
+    });
+    let patience = Duration::from_millis(500);
+    let report = run(&LoadConfig { patience, ..config(addr, Protocol::Echo) });
+    assert_eq!((report.served, report.connections), (5, 8));
+    assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+    assert!(report.requests > 0);
+}
+
+#[test]
+fn nobody_served_and_nobody_there_are_errors_with_the_address() {
+    let silent = server(|_, stream| answer(stream, |_, _| true));
+    let patience = Duration::from_millis(200);
+    let config = LoadConfig { patience, ..config(silent, Protocol::Echo) };
+    let error = load::run(&config, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains(&silent.to_string()) && error.contains("no reply"), "{error}");
+
+    let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let config = LoadConfig { addr: gone, ..config };
+    let error = load::run(&config, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains(&gone.to_string()) && error.contains("refused"), "{error}");
+}
+
+#[test]
+fn replies_that_never_come_time_out() {
+    let addr = server(|number, stream| {
+        let mut left = if number == 0 { 3 } else { usize::MAX };
+        answer(stream, |to, bytes| {
+            left = left.saturating_sub(1);
+            left == 0 || to.write_all(bytes).is_ok()
+        });
+    });
+    let timeout = Duration::from_millis(300);
+    let duration = Duration::from_millis(1500);
+    let report = run(&LoadConfig { timeout, duration, ..config(addr, Protocol::Echo) });
+    assert!(report.errors.timeout >= 1, "{:?}", report.errors);
+}
+
+#[test]
+fn a_stall_shows_at_a_fixed_rate_and_hides_in_a_closed_loop() {
+    let stalls = Duration::from_millis(400);
+    let stalling = || {
+        let began = Instant::now();
+        let stalled = AtomicUsize::new(0);
+        server(move |_, stream| {
+            answer(stream, |to, bytes| {
+                // Once, in the middle of the measured interval.
+                if began.elapsed() > Duration::from_millis(400)
+                    && stalled.fetch_add(1, Ordering::SeqCst) == 0
+                {
+                    thread::sleep(stalls);
+                }
+                to.write_all(bytes).is_ok()
+            });
+        })
+    };
+    let duration = Duration::from_millis(1500);
+    let base = |addr| LoadConfig { connections: 1, duration, ..config(addr, Protocol::Echo) };
+
+    let closed = run(&base(stalling()));
+    let fixed = run(&LoadConfig { rate: Some(1000.0), ..base(stalling()) });
+    // A third of the requests came due during the stall of 400 ms: at least a tenth of all waited
+    // for most of it. The closed loop met it with a single request.
+    assert!(fixed.latency.p90_us > 100_000.0, "{:?}", fixed.latency);
+    assert!(closed.latency.max_us > 300_000.0, "{:?}", closed.latency);
+    assert!(closed.latency.p90_us < fixed.latency.p90_us / 4.0, "{:?}", closed.latency);
+    let backlog = fixed.backlog.unwrap();
+    assert!((200..=600).contains(&backlog.most), "{backlog:?}");
+}
+
+#[test]
+fn a_fixed_rate_is_kept() {
+    let addr = server(|_, stream| answer(stream, |to, bytes| to.write_all(bytes).is_ok()));
+    let duration = Duration::from_millis(1000);
+    let report = run(&LoadConfig { rate: Some(500.0), duration, ..config(addr, Protocol::Echo) });
+    assert!((450..=550).contains(&report.requests), "{}", report.requests);
+    assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+}
+
+#[test]
+fn connections_wear_out_and_idle_ones_stay() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let addr = server({
+        let opened = Arc::clone(&opened);
+        move |_, stream| {
+            opened.fetch_add(1, Ordering::SeqCst);
+            answer(stream, |to, bytes| to.write_all(bytes).is_ok());
+        }
+    });
+    let config = LoadConfig { active: Some(2), churn: Some(10), ..config(addr, Protocol::Echo) };
+    let report = run(&config);
+    assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+    assert!(report.reopened > 0);
+    let opened = opened.load(Ordering::SeqCst) as u64;
+    // The last ones may not have been accepted when the run ended.
+    assert!(opened <= 8 + report.reopened && opened + 2 >= 8 + report.reopened, "{opened}");
+}
+
+#[test]
+fn the_phases_come_once_each_and_in_order() {
+    let addr = server(|_, stream| answer(stream, |to, bytes| to.write_all(bytes).is_ok()));
+    let mut phases = Vec::new();
+    let mut served = Vec::new();
+    load::run(&config(addr, Protocol::Echo), &mut |progress| {
+        if progress.phase == Phase::Connecting && progress.served == 0 {
+            return;
+        }
+        if phases.last() != Some(&progress.phase) {
+            phases.push(progress.phase);
+            served.push(progress.served);
+        }
+    })
+    .unwrap();
+    assert_eq!(phases, [Phase::Connecting, Phase::WarmUp, Phase::Measuring, Phase::Draining]);
+    assert_eq!(served, [1, 8, 8, 8]);
+}
