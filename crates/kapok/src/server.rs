@@ -32,7 +32,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::fiber::{self, Canceled, Fiber};
-use crate::net::{TcpListener, TcpStream};
+use crate::net::{DescriptorLimit, TcpListener, TcpStream};
 use crate::park;
 use crate::runtime::{Loop, Runtime};
 use crate::time;
@@ -329,6 +329,10 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, handler: std::rc::Rc
                 fiber::spawn_local(move || serve(&shared, stream, &*handler)).detach();
             }
             Err(error) if Canceled::is(&error) => return,
+            Err(error) if DescriptorLimit::is(&error) => {
+                count(&shared.tally.refused);
+                tracing::warn!(%error, "a connection was closed");
+            }
             Err(error) => {
                 count(&shared.tally.refused);
                 tracing::warn!(%error, ?pause, "cannot accept a connection");

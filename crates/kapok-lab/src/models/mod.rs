@@ -5,11 +5,13 @@
 //! of descriptors, asks for writability only while output is pending, and ends as
 //! [`serve()`](crate::serve()) describes.
 
+mod activity;
 mod blocking;
 mod busy_poll;
 mod connection;
 #[cfg(target_os = "linux")]
 mod epoll;
+mod fiber;
 mod intake;
 mod listener;
 mod mio;
@@ -29,6 +31,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
+
+use kapok::Kind;
 
 use crate::serve::{AcceptMode, Model, ServeConfig, Served};
 use crate::stop::Stop;
@@ -73,10 +77,16 @@ pub(crate) fn run(
         Model::Uring => run_workers(&server, listeners, |intake| uring::serve(&server, intake))?,
         Model::Mio => run_workers(&server, listeners, |intake| mio::serve(&server, intake))?,
         Model::Tokio => tokio::serve(&server, listeners)?,
-        model => {
+        Model::Fiber => fiber::serve(&server, listeners, None)?,
+        Model::FiberUring => fiber::serve(&server, listeners, Some(Kind::Uring))?,
+        Model::FiberEpoll => fiber::serve(&server, listeners, Some(Kind::Epoll))?,
+        Model::FiberPoll => fiber::serve(&server, listeners, Some(Kind::Poll))?,
+        Model::FiberSelect => fiber::serve(&server, listeners, Some(Kind::Select))?,
+        #[cfg(not(target_os = "linux"))]
+        Model::Epoll | Model::Uring => {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                format!("the model {model} is not in this build"),
+                format!("the model {} is Linux's", config.model),
             ));
         }
     }

@@ -14,7 +14,7 @@ const SHORTEST_SWEEP_PERIOD: Duration = Duration::from_millis(10);
 /// Sweeps in an idle time-out, if it is short enough for that.
 const SWEEPS: u32 = 4;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pace {
     period: Duration,
     /// A connection inactive for more sweeps than this is closed; it was inactive for at least the

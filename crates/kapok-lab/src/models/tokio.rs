@@ -8,13 +8,10 @@
 
 use std::future::pending;
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +19,7 @@ use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::activity::{ActivityEntry, ActivityRoster};
 use super::listener::Listener;
 use super::pace::Pace;
 use super::{Server, on_threads};
@@ -50,7 +48,7 @@ async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
     // SAFETY: the descriptor stays open while it is registered: the server outlives this call.
     let stop = unsafe { AsyncFd::register_with_interest(server.stop.as_fd(), Interest::READABLE)? };
     let mut pace = Pace::new(&server.config);
-    let roster = Arc::new(Roster::default());
+    let roster = Arc::new(ActivityRoster::default());
     let mut tasks = JoinSet::new();
     loop {
         let timeout = pace.timeout(tasks.is_empty());
@@ -61,7 +59,7 @@ async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
                     backoff.reset();
                     // On the roster before the task first runs, so that no stop overlooks it.
                     tasks.spawn(converse(Connection {
-                        entry: Roster::enter(&roster, &stream),
+                        entry: ActivityRoster::enter(&roster, &stream),
                         stream,
                         session: server.workload.session(),
                         server: Arc::clone(server),
@@ -75,15 +73,14 @@ async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
             },
             _ = stop.readable(), if !pace.drains() => {
                 pace.drain(server.config.drain_timeout);
-                roster.shut_down(Shutdown::Read, |_| true);
+                roster.end_input();
             }
             Some(_ended) = tasks.join_next() => {}
             () = sleep_or_pend(timeout) => {}
         }
         let due = pace.due();
         if due.sweep {
-            roster.now.store(pace.now(), Relaxed);
-            roster.shut_down(Shutdown::Both, |active| pace.is_idle(active));
+            roster.sweep(&pace);
         }
         if due.cut || pace.drains() && tasks.is_empty() {
             // Dropping a task at its `.await` closes its connection.
@@ -122,13 +119,13 @@ async fn converse(mut connection: Connection) {
         if outcome.is_err() {
             return;
         }
-        entry.active.store(entry.roster.now.load(Relaxed), Relaxed);
+        entry.touch();
     }
 }
 
 /// What a task owns. Fields are dropped in this order: off the roster, then closed.
 struct Connection {
-    entry: Entry,
+    entry: ActivityEntry,
     stream: TcpStream,
     session: Session,
     server: Arc<Server>,
@@ -137,71 +134,5 @@ struct Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.server.tally.requests(self.session.requests());
-    }
-}
-
-/// The open connections, for the sweep and the stop: cheaper than a timer for each read.
-#[derive(Default)]
-struct Roster {
-    state: Mutex<State>,
-    /// The number of the current sweep.
-    now: AtomicU32,
-}
-
-#[derive(Default)]
-struct State {
-    slots: Vec<Option<Open>>,
-    free: Vec<usize>,
-}
-
-struct Open {
-    fd: RawFd,
-    /// The sweep in which something last moved.
-    active: Arc<AtomicU32>,
-}
-
-/// A connection on the roster; leaves it when dropped.
-struct Entry {
-    roster: Arc<Roster>,
-    slot: usize,
-    active: Arc<AtomicU32>,
-}
-
-impl Roster {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(roster: &Arc<Roster>, stream: &TcpStream) -> Entry {
-        let active = Arc::new(AtomicU32::new(roster.now.load(Relaxed)));
-        let mut state = roster.lock();
-        let slot = state.free.pop().unwrap_or_else(|| {
-            state.slots.push(None);
-            state.slots.len() - 1
-        });
-        state.slots[slot] = Some(Open { fd: stream.as_raw_fd(), active: Arc::clone(&active) });
-        drop(state);
-        Entry { roster: Arc::clone(roster), slot, active }
-    }
-
-    /// Shuts down the connections whose last activity `which` picks: their reads then end.
-    fn shut_down(&self, how: Shutdown, which: impl Fn(u32) -> bool) {
-        for open in self.lock().slots.iter().flatten() {
-            if which(open.active.load(Relaxed)) {
-                // SAFETY: the descriptor is open: its task leaves the roster, which is locked here,
-                // before it closes the stream.
-                let fd = unsafe { BorrowedFd::borrow_raw(open.fd) };
-                // Fails if the peer has reset the connection: then the task's read says so.
-                let _ = SockRef::from(&fd).shutdown(how);
-            }
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut state = self.roster.lock();
-        state.slots[self.slot] = None;
-        state.free.push(self.slot);
     }
 }

@@ -1,6 +1,7 @@
 //! Accepting, for TCP and Unix listeners alike.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -205,14 +206,47 @@ impl Future for Accept<'_> {
     }
 }
 
+/// The error of an accept whose connection has a descriptor that the loop's engine cannot wait for,
+/// as select(2) cannot for numbers from `FD_SETSIZE` on. The connection was closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DescriptorLimit {
+    descriptor: i32,
+    limit: i32,
+}
+
+impl DescriptorLimit {
+    /// Whether this is what `error` says.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<DescriptorLimit>())
+    }
+}
+
+impl fmt::Display for DescriptorLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DescriptorLimit { descriptor, limit } = self;
+        write!(
+            f,
+            "its descriptor is {descriptor}, and select(2) takes only numbers below {limit}: use \
+             another engine"
+        )
+    }
+}
+
+impl std::error::Error for DescriptorLimit {}
+
+impl From<DescriptorLimit> for io::Error {
+    fn from(limit: DescriptorLimit) -> io::Error {
+        io::Error::other(limit)
+    }
+}
+
 /// Takes up a connection, if the loop's engine can wait for it.
 fn admit(fd: OwnedFd, address: SockAddr) -> io::Result<(Socket, SockAddr)> {
     let limit = Loop::with_current(|current| current.and_then(Loop::descriptor_limit));
     match limit {
+        // The connection is closed, others are served.
         Some(limit) if fd.as_raw_fd() >= limit => {
-            // As if it were the process's limit: the connection is closed, others are served.
-            drop(fd);
-            Err(io::Error::from_raw_os_error(libc::EMFILE))
+            Err(DescriptorLimit { descriptor: fd.as_raw_fd(), limit }.into())
         }
         _ => Ok((Socket::new(fd), address)),
     }

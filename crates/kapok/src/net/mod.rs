@@ -22,6 +22,7 @@ mod tcp;
 mod udp;
 mod unix;
 
+pub use listener::DescriptorLimit;
 pub use resolve::ToSocketAddrs;
 pub use split::{ReadHalf, WriteHalf};
 pub use tcp::{Incoming, TcpListener, TcpStream};

@@ -155,8 +155,9 @@ impl TcpListener {
     ///
     /// # Errors
     ///
-    /// `EMFILE` or `ENFILE` when there is no descriptor left, or the next one is beyond what the
-    /// engine can wait for: back off and go on. Cancellation and deadlines.
+    /// `EMFILE` or `ENFILE` when there is no descriptor left: back off and go on.
+    /// [`DescriptorLimit`](super::DescriptorLimit) when the connection's is beyond what the engine
+    /// can wait for. Cancellation and deadlines.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (socket, address) = self.0.accept()?;
         Ok((TcpStream(socket), address_of(&address)?))

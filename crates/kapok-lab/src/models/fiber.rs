@@ -1,0 +1,157 @@
+//! A fiber per connection, on Kapok.
+//!
+//! Waits: the code is the blocking server's, word for word; what waits is a fiber, and its thread
+//! runs others meanwhile. Costs: a stack of which a page is touched, a switch of some nanoseconds
+//! for each wait, and the system calls of the engine beneath: on io_uring one for all that was
+//! submitted and has landed, with receives straight into the session's own buffer; on epoll, poll
+//! and select those of an event loop on them.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kapok::net::{DescriptorLimit, TcpListener, TcpStream, wait_readable};
+use kapok::sync::channel::{self, Sender};
+use kapok::{Canceled, Kind, Runtime};
+
+use super::activity::{ActivityEntry, ActivityRoster};
+use super::listener::Listener;
+use super::pace::Pace;
+use super::{Server, on_threads};
+use crate::serve::AcceptMode;
+use crate::workload::Want;
+
+/// Serves the listeners on `engine`, or on the best there is.
+pub(super) fn serve(
+    server: &Arc<Server>,
+    listeners: Vec<Listener>,
+    engine: Option<Kind>,
+) -> io::Result<()> {
+    // With a listener for each worker every worker has a runtime of its own; with one listener,
+    // connections that have not been looked at move to whichever loop has nothing to do.
+    let loops = match server.config.accept {
+        AcceptMode::Thread => server.config.threads,
+        AcceptMode::Worker => 1,
+    };
+    on_threads(server, "worker", listeners, |listener| {
+        let builder = Runtime::builder().threads(loops).close_limit(Duration::from_secs(1));
+        let builder = match engine {
+            Some(kind) => builder.engine(kind),
+            None => builder,
+        };
+        let server = Arc::clone(server);
+        builder.build()?.run(move || supervise(&server, listener))
+    })
+}
+
+/// Starts what serves, waits for the stop, and then for the connections.
+fn supervise(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
+    let roster = Arc::new(ActivityRoster::default());
+    // Every connection holds a sender; when the last is gone the receiver says so.
+    let (open, all_closed) = channel::unbounded::<()>();
+    let acceptor = {
+        let (server, roster) = (Arc::clone(server), Arc::clone(&roster));
+        kapok::spawn_local(move || accept(&server, listener, &roster, &open))
+    };
+    let sweeper = {
+        let (config, roster) = (server.config.clone(), Arc::clone(&roster));
+        kapok::spawn_local(move || sweep(&Pace::new(&config), &roster))
+    };
+    wait_readable(server.stop.as_fd())?;
+    acceptor.cancel();
+    let accepted = acceptor.join().unwrap_or_else(|error| Err(io::Error::other(error)));
+    roster.end_input();
+    // What is left after the limit is cancelled with the runtime.
+    let _ = kapok::timeout(server.config.drain_timeout, || all_closed.recv());
+    sweeper.cancel();
+    accepted
+}
+
+fn accept(
+    server: &Arc<Server>,
+    listener: Listener,
+    roster: &Arc<ActivityRoster>,
+    open: &Sender<()>,
+) -> io::Result<()> {
+    let (listener, mut backoff) = listener.into_parts();
+    let listener = TcpListener::try_from(listener)?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _peer)) => {
+                server.tally.accepted();
+                backoff.reset();
+                let connection = Connection {
+                    entry: ActivityRoster::enter(roster, &stream),
+                    stream,
+                    server: Arc::clone(server),
+                    _open: open.clone(),
+                };
+                // How a connection ended concerns that connection only.
+                kapok::spawn(move || drop(connection.converse())).detach();
+            }
+            Err(error) if Canceled::is(&error) => return Ok(()),
+            Err(error) if DescriptorLimit::is(&error) => {
+                server.tally.refused(|| format!("connection closed: {error}"));
+            }
+            Err(error) => {
+                if let Some(pause) = backoff.failed(error, &server.tally)?
+                    && kapok::sleep(pause).is_err()
+                {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn sweep(pace: &Pace, roster: &ActivityRoster) {
+    let mut pace = pace.clone();
+    while let Some(pause) = pace.timeout(false) {
+        if kapok::sleep(pause).is_err() {
+            return;
+        }
+        if pace.due().sweep {
+            roster.sweep(&pace);
+        }
+    }
+}
+
+/// What a fiber owns. Fields are dropped in this order: off the roster, then closed.
+struct Connection {
+    entry: ActivityEntry,
+    stream: TcpStream,
+    server: Arc<Server>,
+    _open: Sender<()>,
+}
+
+impl Connection {
+    /// Serves the connection to its end.
+    fn converse(&self) -> io::Result<()> {
+        let mut session = self.server.workload.session();
+        let mut stream = &self.stream;
+        let outcome = loop {
+            let outcome = match session.want() {
+                Want::Read => match stream.read(session.space()) {
+                    Ok(0) => {
+                        session.ended();
+                        Ok(())
+                    }
+                    read => read.map(|n| session.received(n)),
+                },
+                Want::Write => stream.write(session.pending()).map(|n| session.sent(n)),
+                Want::ShutDown => {
+                    session.shut_down();
+                    stream.shutdown(Shutdown::Write)
+                }
+                Want::Close => break Ok(()),
+            };
+            if outcome.is_err() {
+                break outcome;
+            }
+            self.entry.touch();
+        };
+        self.server.tally.requests(session.requests());
+        outcome
+    }
+}
