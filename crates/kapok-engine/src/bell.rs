@@ -52,10 +52,7 @@ pub(crate) struct BellTower(Arc<Shared>);
 
 impl BellTower {
     pub(crate) fn new() -> io::Result<BellTower> {
-        Ok(BellTower(Arc::new(Shared {
-            word: AtomicU32::new(AWAKE),
-            notifier: Notifier::new()?,
-        })))
+        Ok(BellTower(Arc::new(Shared { word: AtomicU32::new(AWAKE), notifier: Notifier::new()? })))
     }
 
     pub(crate) fn bell(&self) -> Bell {
@@ -71,10 +68,7 @@ impl BellTower {
     #[must_use]
     #[inline]
     pub(crate) fn fall_asleep(&self) -> bool {
-        self.0
-            .word
-            .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.0.word.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// To be called when the turn is over, waited or not. Everything published before a ring that

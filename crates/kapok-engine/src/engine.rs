@@ -38,6 +38,10 @@ pub trait Engine {
     /// Asks for `key` to land soon. Unknown keys, and keys that have landed, are ignored.
     fn cancel(&mut self, key: Key);
 
+    /// Takes back a timer. `true`: it had not gone off, and its key will not land any more.
+    /// `false`: it lands, or has landed, or never was.
+    fn disarm(&mut self, key: Key) -> bool;
+
     /// Submits what was kept, waits as `wait` says for something to land or the bell to ring, and
     /// appends what has landed to `out`.
     ///

@@ -6,14 +6,22 @@
 //!
 //! The contract is in [`Engine`]; the vocabulary in [`Op`], [`Key`] and [`Completion`].
 
+mod any;
 mod bell;
 mod engine;
+pub mod offload;
 mod op;
+mod ready;
+pub mod selector;
 pub mod sys;
 mod timers;
+#[cfg(target_os = "linux")]
+pub mod uring;
 
+pub use any::{AnyEngine, Config, Kind, UnknownKind};
 pub use bell::Bell;
 pub use engine::Engine;
 pub use op::{
     Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,
 };
+pub use ready::Ready;

@@ -89,6 +89,8 @@ mod tests {
         retire(fd);
         let foreign = epoch(fd);
         assert!(owned.is_owned() && owned_again.is_owned() && !foreign.is_owned());
-        assert!(start != owned && owned != owned_again && owned_again != foreign && start != foreign);
+        assert!(
+            start != owned && owned != owned_again && owned_again != foreign && start != foreign
+        );
     }
 }

@@ -2,10 +2,17 @@
 
 pub mod descriptors;
 mod notifier;
+mod perform;
 
 pub(crate) use notifier::Notifier;
+pub use perform::perform;
+pub(crate) use perform::{connect_outcome, is_nonblocking, once, poll_one, socket_option};
 
 use std::io;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use crate::op::Readiness;
 
 /// The calling thread's `errno`.
 #[inline]
@@ -18,6 +25,42 @@ pub(crate) fn errno() -> i32 {
 #[inline]
 pub(crate) fn landed(res: isize) -> i32 {
     if res < 0 { -errno() } else { res as i32 }
+}
+
+/// Blocks the calling thread until one of `events` holds of `fd`.
+///
+/// # Errors
+///
+/// `TimedOut` when `deadline` has passed; what poll(2) says, `EBADF` for a number that is not open.
+pub fn wait_ready(
+    fd: RawFd,
+    events: Readiness,
+    deadline: Option<Instant>,
+) -> io::Result<Readiness> {
+    loop {
+        let timeout_ms = match deadline {
+            None => -1,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up: waiting too long by less than a millisecond beats spinning.
+                i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+            }
+        };
+        match poll_one(fd, events, timeout_ms) {
+            0 if timeout_ms == 0 => return Err(io::ErrorKind::TimedOut.into()),
+            0 => {}
+            res if res < 0 => return Err(io::Error::from_raw_os_error(-res)),
+            seen => return Ok(Readiness(seen as i16)),
+        }
+    }
+}
+
+/// Runs `f` and leaves `errno` as it was before: for signal handlers.
+pub fn preserving_errno<R>(f: impl FnOnce() -> R) -> R {
+    let saved = errno();
+    let result = f();
+    set_errno(saved);
+    result
 }
 
 /// Sets the calling thread's `errno`.

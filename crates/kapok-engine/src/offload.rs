@@ -1,0 +1,259 @@
+//! Threads for what can block: file operations without a non-blocking form, and callers' closures.
+//!
+//! One pool serves the whole process. It grows by one thread whenever more jobs wait than threads
+//! do, up to [`max_threads`]; a thread that finds nothing to do for ten seconds ends. Beyond the
+//! limit jobs wait in line. The line has no limit of its own: it is as long as what callers have in
+//! flight, and who offloads bounds that (an engine by its keys, `blocking` by its fibers).
+//!
+//! Every signal but the synchronous ones is blocked in these threads, so that a process's handlers
+//! run where the program expects them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// The limit of threads that a process starts with.
+pub const DEFAULT_MAX_THREADS: usize = 256;
+
+/// How long a thread waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+static MAX_THREADS: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_THREADS);
+static POOL: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
+
+struct Job {
+    number: u64,
+    run: Box<dyn FnOnce() + Send>,
+}
+
+#[derive(Default)]
+struct State {
+    line: VecDeque<Job>,
+    /// Jobs ever put in line.
+    numbered: u64,
+    threads: usize,
+    /// Threads that wait for a job, woken but not yet running ones included.
+    idle: usize,
+}
+
+struct Pool {
+    /// The process whose threads these are: a fork inherits the memory but none of the threads.
+    process: u32,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+/// Runs `job` on an offload thread, soon.
+///
+/// A panic in it ends the job and nothing else.
+///
+/// # Errors
+///
+/// If the pool has no thread and none can be made (`EAGAIN` from clone(2)); `job` is then dropped
+/// without having run.
+pub fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let pool = pool();
+    let mut state = pool.lock();
+    let number = state.numbered;
+    state.numbered += 1;
+    state.line.push_back(Job { number, run: Box::new(job) });
+    if state.line.len() <= state.idle {
+        drop(state);
+        pool.work.notify_one();
+        return Ok(());
+    }
+    if state.threads >= max_threads() {
+        return Ok(());
+    }
+    state.threads += 1;
+    drop(state);
+    let Err(error) = start_thread(pool) else { return Ok(()) };
+    let mut state = pool.lock();
+    state.threads -= 1;
+    if state.threads > 0 {
+        return Ok(());
+    }
+    // Nobody is left to run it. (If somebody took it meanwhile, it has been run.)
+    let Some(at) = state.line.iter().position(|job| job.number == number) else { return Ok(()) };
+    let orphan = state.line.remove(at);
+    drop(state);
+    drop(orphan);
+    Err(error)
+}
+
+/// The most threads that the pool grows to.
+pub fn max_threads() -> usize {
+    MAX_THREADS.load(Ordering::Relaxed)
+}
+
+/// Sets the most threads that the pool grows to, at least 1. Threads beyond a lowered limit are not
+/// stopped; they end when they are idle.
+pub fn set_max_threads(threads: usize) {
+    MAX_THREADS.store(threads.max(1), Ordering::Relaxed);
+}
+
+/// How many threads the pool has now.
+pub fn threads() -> usize {
+    pool().lock().threads
+}
+
+/// This process's pool. It is never freed: its threads may outlive any of its users.
+fn pool() -> &'static Pool {
+    let process = std::process::id();
+    let mut present = POOL.load(Ordering::Acquire);
+    loop {
+        // SAFETY: the pointer is null or came from `Box::into_raw` below and is never freed.
+        if let Some(pool) = unsafe { present.as_ref() }
+            && pool.process == process
+        {
+            return pool;
+        }
+        let fresh = Box::into_raw(Box::new(Pool {
+            process,
+            state: Mutex::new(State::default()),
+            work: Condvar::new(),
+        }));
+        match POOL.compare_exchange(present, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: as above; it was just made.
+            Ok(_) => return unsafe { &*fresh },
+            Err(other) => {
+                // SAFETY: it was just made, and lost the race before anyone saw it.
+                drop(unsafe { Box::from_raw(fresh) });
+                present = other;
+            }
+        }
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No job runs under the lock, so a poisoned state is still a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.line.pop_front() {
+                drop(state);
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(job.run)) {
+                    // What was thrown may throw again when it is dropped.
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+                }
+                state = self.lock();
+                continue;
+            }
+            state.idle += 1;
+            let (woken, waited) =
+                self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if waited.timed_out() && state.line.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// Starts a thread that is born with its signals blocked.
+fn start_thread(pool: &'static Pool) -> io::Result<()> {
+    // Those that a fault of the thread itself raises: blocking them would turn a diagnosis into
+    // a kill.
+    const SYNCHRONOUS: [i32; 7] = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+        libc::SIGABRT,
+    ];
+    // SAFETY: signal sets are locals and are filled before they are read; only the calling thread's
+    // mask changes, and is put back below.
+    let mask_before = unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut blocked);
+        for signal in SYNCHRONOUS {
+            libc::sigdelset(&raw mut blocked, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, &raw mut before);
+        before
+    };
+    let started = thread::Builder::new().name("kapok-offload".into()).spawn(|| pool.work());
+    // SAFETY: the mask that was read above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask_before, ptr::null_mut()) };
+    started.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_panic_ends_the_job_and_not_the_pool() {
+        let (send, receive) = mpsc::channel();
+        for number in 0..8 {
+            let send = send.clone();
+            spawn(move || {
+                // The sender goes first, so that the panic is over when the receiver hears of it.
+                let _send = send;
+                if number % 2 == 0 {
+                    std::panic::resume_unwind(Box::new("on purpose"));
+                }
+                _send.send(number).unwrap();
+            })
+            .unwrap();
+        }
+        drop(send);
+        let mut done: Vec<i32> = receive.iter().collect();
+        done.sort_unstable();
+        assert_eq!(done, [1, 3, 5, 7]);
+    }
+
+    #[test]
+    fn jobs_that_wait_for_each_other_all_get_a_thread() {
+        let gate = std::sync::Arc::new(std::sync::Barrier::new(9));
+        let (send, receive) = mpsc::channel();
+        for _ in 0..8 {
+            let (gate, send) = (gate.clone(), send.clone());
+            spawn(move || {
+                gate.wait();
+                send.send(thread::current().name().map(str::to_owned)).unwrap();
+            })
+            .unwrap();
+        }
+        gate.wait();
+        for _ in 0..8 {
+            assert_eq!(receive.recv_timeout(LONG).unwrap().as_deref(), Some("kapok-offload"));
+        }
+        assert!(threads() >= 8);
+    }
+
+    #[test]
+    fn signals_are_blocked_in_the_threads_and_not_in_their_makers() {
+        fn is_blocked(signal: i32) -> bool {
+            // SAFETY: reads the calling thread's mask into a local.
+            unsafe {
+                let mut mask: libc::sigset_t = std::mem::zeroed();
+                libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut mask);
+                libc::sigismember(&raw const mask, signal) == 1
+            }
+        }
+        let (send, receive) = mpsc::channel();
+        spawn(move || send.send((is_blocked(libc::SIGTERM), is_blocked(libc::SIGSEGV))).unwrap())
+            .unwrap();
+        assert_eq!(receive.recv_timeout(LONG).unwrap(), (true, false));
+        assert!(!is_blocked(libc::SIGTERM));
+    }
+}

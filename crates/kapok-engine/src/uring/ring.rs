@@ -1,0 +1,417 @@
+//! The two rings of io_uring(7): mapped memory, indices and io_uring_enter(2).
+//!
+//! ```text
+//!              tail: ours, published by `enter`                tail: the kernel's
+//!                │                                               │
+//!   SQ  ░░░░░████▼░░░░░░   entries the kernel has not   CQ ░░░███▼░░░░  completions we have
+//!            ▲             consumed yet                       ▲         not taken yet
+//!            └ head: the kernel's                             └ head: ours, published by `reap`
+//! ```
+//!
+//! Invariants: one thread uses a ring (it holds raw pointers and is not `Send`); entries between
+//! head and tail belong to the kernel; pointers point into mappings that live as long as the ring.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use linux_raw_sys::io_uring as abi;
+
+use crate::sys::errno;
+
+/// A submission queue entry, with its unions flattened to the widest form of each field.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Sqe {
+    pub(super) opcode: u8,
+    /// `IOSQE_*`.
+    pub(super) flags: u8,
+    /// Priority, or the `IORING_RECVSEND_*` and `IORING_ACCEPT_*` flags.
+    pub(super) ioprio: u16,
+    pub(super) fd: i32,
+    /// Offset, or a second address.
+    pub(super) off: u64,
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    /// `msg_flags`, `fsync_flags`, `poll32_events`, `cancel_flags`, …
+    pub(super) op_flags: u32,
+    pub(super) user_data: u64,
+    pub(super) buf_group: u16,
+    pub(super) personality: u16,
+    pub(super) file_index: u32,
+    pub(super) addr3: u64,
+    pub(super) reserved: u64,
+}
+
+const _: () = assert!(size_of::<Sqe>() == 64);
+
+/// A completion queue entry.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Cqe {
+    pub(super) user_data: u64,
+    pub(super) res: i32,
+    pub(super) flags: u32,
+}
+
+const _: () = assert!(size_of::<Cqe>() == 16);
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if !self.is_registered() {
+            return;
+        }
+        // The registration holds the ring open until its thread ends.
+        let mut update =
+            abi::io_uring_rsrc_update { offset: self.enter_fd as u32, resv: 0, data: 0 };
+        // SAFETY: one update, which outlives the call. A failure leaves things as they were.
+        let _ = unsafe {
+            self.register(
+                abi::io_uring_register_op::IORING_UNREGISTER_RING_FDS as u32,
+                (&raw mut update).cast(),
+                1,
+            )
+        };
+    }
+}
+
+/// How a ring is set up, from the best to the least that Kapok runs on. A kernel that does not know
+/// a flag answers `EINVAL`, and the next line is tried.
+const SETUP_LADDER: [u32; 4] = [
+    // 6.6: no index array between us and the entries.
+    abi::IORING_SETUP_SINGLE_ISSUER
+        | abi::IORING_SETUP_DEFER_TASKRUN
+        | abi::IORING_SETUP_COOP_TASKRUN
+        | abi::IORING_SETUP_TASKRUN_FLAG
+        | abi::IORING_SETUP_SUBMIT_ALL
+        | abi::IORING_SETUP_NO_SQARRAY,
+    // 6.1: completions are processed when we ask, and by us.
+    abi::IORING_SETUP_SINGLE_ISSUER
+        | abi::IORING_SETUP_DEFER_TASKRUN
+        | abi::IORING_SETUP_COOP_TASKRUN
+        | abi::IORING_SETUP_TASKRUN_FLAG
+        | abi::IORING_SETUP_SUBMIT_ALL,
+    // 5.19: no interrupts for task work.
+    abi::IORING_SETUP_COOP_TASKRUN | abi::IORING_SETUP_TASKRUN_FLAG | abi::IORING_SETUP_SUBMIT_ALL,
+    // 5.13
+    0,
+];
+
+/// What the kernel must have: one mapping for both rings (5.4), completions that are never dropped
+/// for want of room (5.5), poll-driven retries (5.7), waits with a time limit (5.11), and multishot
+/// polls, which came with resource tags (5.13).
+const REQUIRED_FEATURES: u32 = abi::IORING_FEAT_SINGLE_MMAP
+    | abi::IORING_FEAT_NODROP
+    | abi::IORING_FEAT_FAST_POLL
+    | abi::IORING_FEAT_EXT_ARG
+    | abi::IORING_FEAT_RSRC_TAGS;
+
+/// A mapping that is unmapped when dropped.
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    fn new(fd: RawFd, len: usize, offset: u32) -> io::Result<Mapping> {
+        // SAFETY: a new shared mapping of the ring's descriptor at an address the kernel chooses.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                fd,
+                offset as libc::off_t,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // A fork must not leave two processes writing into one ring. Failing to say so only
+        // matters to a child that touches the ring, which it must not.
+        // SAFETY: advice on the mapping that was just made.
+        unsafe { libc::madvise(start, len, libc::MADV_DONTFORK) };
+        Ok(Mapping { start: NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?, len })
+    }
+
+    /// A pointer into the mapping; `offset` is the kernel's own.
+    fn at<T>(&self, offset: u32) -> NonNull<T> {
+        assert!(offset as usize + size_of::<T>() <= self.len, "the kernel named a place outside");
+        // SAFETY: within the mapping, by the assertion.
+        unsafe { self.start.add(offset as usize).cast() }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and its pointers go away with the ring.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+pub(super) struct Ring {
+    /// What `io_uring_enter` is given: an index of a registered ring, or the descriptor.
+    enter_fd: RawFd,
+    enter_flags: u32,
+    setup_flags: u32,
+    features: u32,
+
+    sq_head: NonNull<AtomicU32>,
+    sq_tail: NonNull<AtomicU32>,
+    sq_flags: NonNull<AtomicU32>,
+    sqes: NonNull<Sqe>,
+    sq_mask: u32,
+    sq_entries: u32,
+    /// Our tail; the shared one follows when we enter.
+    sq_local_tail: u32,
+
+    cq_head: NonNull<AtomicU32>,
+    cq_tail: NonNull<AtomicU32>,
+    cq_overflow: NonNull<AtomicU32>,
+    cqes: NonNull<Cqe>,
+    cq_mask: u32,
+
+    // Dropped in this order: the mappings, then the descriptor.
+    _rings: Mapping,
+    _entries: Mapping,
+    fd: OwnedFd,
+}
+
+impl Ring {
+    /// Sets up a ring with at least this many submission entries and completion entries.
+    pub(super) fn new(submissions: u32, completions: u32) -> io::Result<Ring> {
+        let mut last = io::Error::from_raw_os_error(libc::EINVAL);
+        for flags in SETUP_LADDER {
+            match Ring::with_flags(submissions, completions, flags) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
+                result => return result,
+            }
+        }
+        Err(last)
+    }
+
+    fn with_flags(submissions: u32, completions: u32, setup_flags: u32) -> io::Result<Ring> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut params: abi::io_uring_params = unsafe { std::mem::zeroed() };
+        params.flags = setup_flags | abi::IORING_SETUP_CQSIZE | abi::IORING_SETUP_CLAMP;
+        params.cq_entries = completions.max(submissions);
+        // SAFETY: the kernel reads and writes `params`, which outlives the call.
+        let fd =
+            unsafe { libc::syscall(libc::SYS_io_uring_setup, submissions.max(1), &raw mut params) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor that the kernel has just made for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        if params.features & REQUIRED_FEATURES != REQUIRED_FEATURES {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's io_uring is older than 5.13",
+            ));
+        }
+
+        let sq_len = params.sq_off.array as usize + params.sq_entries as usize * size_of::<u32>();
+        let cq_len = params.cq_off.cqes as usize + params.cq_entries as usize * size_of::<Cqe>();
+        let rings = Mapping::new(fd.as_raw_fd(), sq_len.max(cq_len), abi::IORING_OFF_SQ_RING)?;
+        let entries_len = params.sq_entries as usize * size_of::<Sqe>();
+        let entries = Mapping::new(fd.as_raw_fd(), entries_len, abi::IORING_OFF_SQES)?;
+        if setup_flags & abi::IORING_SETUP_NO_SQARRAY == 0 {
+            for index in 0..params.sq_entries {
+                let slot = rings.at::<u32>(params.sq_off.array + index * size_of::<u32>() as u32);
+                // SAFETY: inside the mapping, checked by `at`; the kernel does not look before the
+                // tail moves. The array stays the identity for good.
+                unsafe { slot.write(index) };
+            }
+        }
+
+        let mut ring = Ring {
+            enter_fd: fd.as_raw_fd(),
+            enter_flags: 0,
+            setup_flags,
+            features: params.features,
+            sq_head: rings.at(params.sq_off.head),
+            sq_tail: rings.at(params.sq_off.tail),
+            sq_flags: rings.at(params.sq_off.flags),
+            sqes: entries.at(0),
+            sq_mask: params.sq_entries - 1,
+            sq_entries: params.sq_entries,
+            sq_local_tail: 0,
+            cq_head: rings.at(params.cq_off.head),
+            cq_tail: rings.at(params.cq_off.tail),
+            cq_overflow: rings.at(params.cq_off.overflow),
+            cqes: rings.at(params.cq_off.cqes),
+            cq_mask: params.cq_entries - 1,
+            _rings: rings,
+            _entries: entries,
+            fd,
+        };
+        ring.register_descriptor();
+        Ok(ring)
+    }
+
+    /// Spares the look-up of the descriptor on each enter (5.18). A kernel that cannot goes on with
+    /// the plain descriptor.
+    fn register_descriptor(&mut self) {
+        let mut update = abi::io_uring_rsrc_update {
+            offset: u32::MAX,
+            resv: 0,
+            data: self.fd.as_raw_fd() as u64,
+        };
+        // SAFETY: one update, which outlives the call.
+        let registered = unsafe {
+            self.register(
+                abi::io_uring_register_op::IORING_REGISTER_RING_FDS as u32,
+                (&raw mut update).cast(),
+                1,
+            )
+        };
+        if registered == Ok(1) {
+            self.enter_fd = update.offset as RawFd;
+            self.enter_flags = abi::IORING_ENTER_REGISTERED_RING;
+        }
+    }
+
+    /// io_uring_register(2): the result, or the errno.
+    ///
+    /// # Safety
+    ///
+    /// `argument` and `count` are what `opcode` asks for, and live as long as it says.
+    pub(super) unsafe fn register(
+        &self,
+        opcode: u32,
+        argument: *mut libc::c_void,
+        count: u32,
+    ) -> Result<i32, i32> {
+        // SAFETY: by the caller.
+        let res = unsafe {
+            libc::syscall(libc::SYS_io_uring_register, self.fd.as_raw_fd(), opcode, argument, count)
+        };
+        if res < 0 { Err(errno()) } else { Ok(res as i32) }
+    }
+
+    /// Whether all of these `IORING_SETUP_*` are in force.
+    pub(super) fn has_setup_flags(&self, flags: u32) -> bool {
+        self.setup_flags & flags == flags
+    }
+
+    /// Whether the kernel has all of these `IORING_FEAT_*`.
+    pub(super) fn has_features(&self, features: u32) -> bool {
+        self.features & features == features
+    }
+
+    /// Whether io_uring_enter is given a registered index.
+    pub(super) fn is_registered(&self) -> bool {
+        self.enter_flags & abi::IORING_ENTER_REGISTERED_RING != 0
+    }
+
+    /// How many entries wait to be submitted.
+    #[inline]
+    pub(super) fn unsubmitted(&self) -> u32 {
+        // SAFETY: points into a mapping that lives as long as `self`.
+        let head = unsafe { self.sq_head.as_ref() }.load(Ordering::Acquire);
+        self.sq_local_tail.wrapping_sub(head)
+    }
+
+    /// Adds an entry. `false`: the queue is full.
+    ///
+    /// # Safety
+    ///
+    /// What the entry names obeys the contract of [`Engine::submit`](crate::Engine::submit).
+    #[must_use]
+    #[inline]
+    pub(super) unsafe fn push(&mut self, sqe: Sqe) -> bool {
+        if self.unsubmitted() == self.sq_entries {
+            return false;
+        }
+        let index = (self.sq_local_tail & self.sq_mask) as usize;
+        // SAFETY: the mask keeps the index inside the mapping, and an entry at the tail of a queue
+        // that is not full is ours, not the kernel's.
+        unsafe { self.sqes.add(index).write(sqe) };
+        self.sq_local_tail = self.sq_local_tail.wrapping_add(1);
+        true
+    }
+
+    /// Whether completions wait in the kernel for an enter that asks for them: deferred task work,
+    /// or completions that did not fit.
+    #[inline]
+    pub(super) fn wants_enter(&self) -> bool {
+        // SAFETY: points into a mapping that lives as long as `self`.
+        let flags = unsafe { self.sq_flags.as_ref() }.load(Ordering::Relaxed);
+        flags & (abi::IORING_SQ_TASKRUN | abi::IORING_SQ_CQ_OVERFLOW) != 0
+    }
+
+    /// Submits what was pushed and, if `wait`, waits for a completion for at most `limit`.
+    ///
+    /// `Ok(false)` if the kernel took nothing now and asks to be tried again when completions have
+    /// been taken (`EAGAIN`, `EBUSY`), when a signal came (`EINTR`) or the limit passed (`ETIME`).
+    pub(super) fn enter(&mut self, wait: bool, limit: Option<Duration>) -> io::Result<bool> {
+        // SAFETY: points into a mapping that lives as long as `self`.
+        unsafe { self.sq_tail.as_ref() }.store(self.sq_local_tail, Ordering::Release);
+        let mut flags = self.enter_flags | abi::IORING_ENTER_GETEVENTS;
+        let timespec;
+        let argument;
+        let (pointer, size) = match limit {
+            Some(limit) if wait => {
+                timespec = abi::__kernel_timespec {
+                    tv_sec: limit.as_secs().min(i64::MAX as u64) as i64,
+                    tv_nsec: i64::from(limit.subsec_nanos()),
+                };
+                argument = abi::io_uring_getevents_arg {
+                    sigmask: 0,
+                    sigmask_sz: 0,
+                    min_wait_usec: 0,
+                    ts: &raw const timespec as u64,
+                };
+                flags |= abi::IORING_ENTER_EXT_ARG;
+                (&raw const argument, size_of::<abi::io_uring_getevents_arg>())
+            }
+            _ => (std::ptr::null(), 0),
+        };
+        // SAFETY: the entries up to the tail are filled, by `push`; the argument outlives the call.
+        let res = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                self.enter_fd,
+                self.unsubmitted(),
+                u32::from(wait),
+                flags,
+                pointer,
+                size,
+            )
+        };
+        if res >= 0 {
+            return Ok(true);
+        }
+        match errno() {
+            libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ETIME => Ok(false),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Takes every completion that is there.
+    #[inline]
+    pub(super) fn reap(&mut self, mut take: impl FnMut(Cqe)) {
+        // SAFETY: point into mappings that live as long as `self`; we alone move the head.
+        let (head_word, tail) =
+            unsafe { (self.cq_head.as_ref(), self.cq_tail.as_ref().load(Ordering::Acquire)) };
+        let mut head = head_word.load(Ordering::Relaxed);
+        while head != tail {
+            // SAFETY: the mask keeps the index inside the mapping; completions between head and
+            // tail are ours until the head passes them.
+            take(unsafe { self.cqes.add((head & self.cq_mask) as usize).read() });
+            head = head.wrapping_add(1);
+        }
+        head_word.store(head, Ordering::Release);
+    }
+
+    /// How many completions the kernel has lost. Anything but 0 is fatal: a submitter waits for
+    /// good, and memory stays lent.
+    #[inline]
+    pub(super) fn lost(&self) -> u32 {
+        // SAFETY: points into a mapping that lives as long as `self`.
+        unsafe { self.cq_overflow.as_ref() }.load(Ordering::Relaxed)
+    }
+}
