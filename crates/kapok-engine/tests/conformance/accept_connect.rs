@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use kapok_engine::{Kind, Wait};
+use kapok_engine::Kind;
 
 use crate::driver::{Driver, PATIENCE};
 use crate::sockets::{
@@ -332,7 +332,7 @@ fn connect_to_a_full_backlog(kind: Kind) {
     let deadline = Instant::now() + PATIENCE;
     while accepted.len() < sockets.len() {
         assert!(Instant::now() < deadline, "the last connection does not come");
-        driver.turn(Wait::Until(deadline));
+        driver.progress(deadline);
         if let Some(landed) = driver.take(accept) {
             accepted.push(landed_descriptor(landed.ok()));
             accept = driver.accept(listener.fd());

@@ -11,7 +11,7 @@ use crate::driver::Driver;
 use crate::isolated::{doing, scale};
 use crate::sockets::{
     Descriptor, Message, Ownership, Transport, datagram_pairs, fill, landed_descriptor,
-    open_descriptors, pattern, pipe, put, raw_recv, raw_recv_soon, raw_send, shrink_buffers,
+    open_descriptors, pattern, pipe, put, raw_recv, raw_recv_soon, raw_send, shrink_send_buffer,
     stream_pair, tcp_listener, unix_pair,
 };
 
@@ -37,7 +37,7 @@ fn pend_everything(driver: &mut Driver) -> (Vec<Key>, Vec<Descriptor>) {
     for ownership in Ownership::ALL {
         for transport in Transport::ALL {
             let (a, b) = stream_pair(transport, ownership);
-            shrink_buffers(a.fd());
+            shrink_send_buffer(a.fd());
             fill(a.fd(), 0);
             keys.push(driver.recv(a.fd(), 64));
             keys.push(driver.recv_with(a.fd(), 64, libc::MSG_PEEK));
@@ -236,8 +236,7 @@ fn send_cancelled_in_the_middle(kind: Kind) {
         for ownership in Ownership::ALL {
             let mut driver = Driver::new(kind);
             let (a, b) = stream_pair(transport, ownership);
-            shrink_buffers(a.fd());
-            shrink_buffers(b.fd());
+            shrink_send_buffer(a.fd());
             let (mut sent, mut got) = (0, Vec::new());
             for round in 0..30 {
                 let send = driver.send(a.fd(), &pattern(sent, 9000));

@@ -214,7 +214,7 @@ fn a_full_queue_makes_a_send_wait(kind: Kind) {
     for ownership in Ownership::ALL {
         let mut driver = Driver::new(kind);
         let [_, (_, a, b)] = datagram_pairs(ownership);
-        crate::sockets::shrink_buffers(a.fd());
+        crate::sockets::shrink_send_buffer(a.fd());
         let datagram = |number: u32| [number.to_ne_bytes(); 100].concat();
         let mut sent = 0;
         while crate::sockets::raw_send(a.fd(), &datagram(sent)).is_ok() {

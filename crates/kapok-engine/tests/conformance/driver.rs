@@ -109,6 +109,8 @@ pub(crate) struct Driver {
     landed: HashMap<Key, Landed>,
     completions: Completions,
     pending: usize,
+    /// An operation was over at once since the last turn.
+    over_at_once: bool,
     quarantine: VecDeque<(Lent, Vec<u8>)>,
 }
 
@@ -138,6 +140,7 @@ impl Driver {
             landed: HashMap::new(),
             completions: Completions::new(),
             pending: 0,
+            over_at_once: false,
             quarantine: VecDeque::new(),
         }
     }
@@ -184,7 +187,10 @@ impl Driver {
         // key is new. Tests that close descriptors of pending operations do so knowingly.
         let answer = unsafe { self.engine().submit(key, op) };
         match answer {
-            Submitted::Done(res) => self.land(key, res, true),
+            Submitted::Done(res) => {
+                self.over_at_once = true;
+                self.land(key, res, true);
+            }
             Submitted::Pending => self.pending += 1,
         }
         self.check_count("submit");
@@ -223,6 +229,7 @@ impl Driver {
 
     /// One turn. Returns the keys that landed, in order.
     pub(crate) fn turn(&mut self, wait: Wait) -> Vec<Key> {
+        self.over_at_once = false;
         let mut completions = std::mem::take(&mut self.completions);
         completions.clear();
         let turned = self.engine().turn(wait, &mut completions);
@@ -246,6 +253,13 @@ impl Driver {
         for _ in 0..3 {
             self.turn(Wait::No);
         }
+    }
+
+    /// A turn that waits for news, unless an operation was over at once since the last turn: that
+    /// is news already.
+    pub(crate) fn progress(&mut self, deadline: Instant) {
+        let wait = if self.over_at_once { Wait::No } else { Wait::Until(deadline) };
+        self.turn(wait);
     }
 
     /// Turns for about this long, so that what would land wrongly has the time to.
@@ -322,6 +336,20 @@ impl Driver {
         self.check_count("cancel");
     }
 
+    /// Takes back a timer. `true`: it is gone, and its slot is free.
+    pub(crate) fn disarm(&mut self, key: Key) -> bool {
+        let gone = self.engine().disarm(key);
+        if gone {
+            let slot = &mut self.slots[key.index() as usize];
+            assert_eq!(slot.generation, key.generation(), "disarmed a timer that is long over");
+            assert!(slot.pending.take().is_some(), "disarmed a timer that has landed");
+            self.free.push(key.index());
+            self.pending -= 1;
+        }
+        self.check_count("disarm");
+        gone
+    }
+
     /// Cancels and waits for what it came to.
     #[track_caller]
     pub(crate) fn cancel_and_wait(&mut self, key: Key) -> Landed {
@@ -333,7 +361,7 @@ impl Driver {
     #[track_caller]
     pub(crate) fn still_pending(&mut self, key: Key) {
         self.settle();
-        self.linger(Duration::from_millis(2));
+        self.linger(Duration::from_millis(1));
         if let Some(landed) = self.take(key) {
             panic!("{:?} landed too soon, with {}", landed.op, landed.res);
         }

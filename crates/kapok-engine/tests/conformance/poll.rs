@@ -7,7 +7,7 @@ use kapok_engine::{Engine as _, Key, Kind, Readiness, Wait};
 
 use crate::driver::Driver;
 use crate::sockets::{
-    Descriptor, Ownership, Transport, fill, pipe, put, raw_recv, raw_write, shrink_buffers,
+    Descriptor, Ownership, Transport, fill, pipe, put, raw_recv, raw_write, shrink_send_buffer,
     stream_pair, tcp_listener, tcp_socket, unix_pair,
 };
 
@@ -68,7 +68,7 @@ fn writable(kind: Kind) {
     over_all(kind, |driver, a, b| {
         let poll = driver.poll(a.fd(), Readiness::WRITABLE);
         sees(driver, poll, Readiness::WRITABLE);
-        shrink_buffers(a.fd());
+        shrink_send_buffer(a.fd());
         fill(a.fd(), 0);
         driver.linger(Duration::from_millis(2));
         // TCP may move what it took on to the peer: until it does not.

@@ -13,7 +13,7 @@ use proptest::test_runner::{Config as Cases, TestRunner};
 
 use crate::driver::{Driver, Landed};
 use crate::isolated::{doing, scale};
-use crate::sockets::{Descriptor, Ownership, Transport, pattern, shrink_buffers, stream_pair};
+use crate::sockets::{Descriptor, Ownership, Transport, pattern, shrink_send_buffer, stream_pair};
 
 conformance! {
     commands,
@@ -88,7 +88,7 @@ impl World {
             let ownership = Ownership::ALL[pair % 3];
             let (a, b) = stream_pair(Transport::ALL[pair % 2], ownership);
             for descriptor in [a, b] {
-                shrink_buffers(descriptor.fd());
+                shrink_send_buffer(descriptor.fd());
                 ends.push(End {
                     descriptor: Some(descriptor),
                     sent: 0,
@@ -278,6 +278,7 @@ impl World {
             self.ends[end].recv_flags = 0;
             while self.ends[end].received < self.ends[peer].sent {
                 doing(format_args!("receiving the rest at end {end}"));
+
                 let recv = self.driver.recv(self.fd(end), 65536);
                 let landed = self.driver.wait_for(recv);
                 if !self.received(end, &landed) {
@@ -317,9 +318,9 @@ fn run(driver: fn(Kind) -> Driver, kind: Kind, cases: u32) {
 }
 
 fn commands(kind: Kind) {
-    run(Driver::new, kind, 60);
+    run(Driver::new, kind, 150);
 }
 
 fn commands_on_tiny_rings(kind: Kind) {
-    run(Driver::tiny, kind, 30);
+    run(Driver::tiny, kind, 75);
 }

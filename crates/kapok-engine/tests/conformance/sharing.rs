@@ -6,7 +6,7 @@ use kapok_engine::{Kind, Wait};
 
 use crate::driver::{Driver, PATIENCE};
 use crate::sockets::{
-    Descriptor, Ownership, Transport, fill, pattern, put, raw_recv, shrink_buffers, stream_pair,
+    Descriptor, Ownership, Transport, fill, pattern, put, raw_recv, shrink_send_buffer, stream_pair,
 };
 
 conformance! {
@@ -59,7 +59,7 @@ fn one_byte_wakes_one_receiver(kind: Kind) {
             let deadline = Instant::now() + PATIENCE;
             while !recvs.iter().any(|&recv| driver.has_landed(recv)) {
                 assert!(Instant::now() < deadline, "byte {byte} wakes nobody");
-                driver.turn(Wait::Until(deadline));
+                driver.progress(deadline);
             }
             driver.settle();
             let (landed, rest): (Vec<_>, Vec<_>) =
@@ -85,8 +85,7 @@ fn all_receivers_see_the_end(kind: Kind) {
 
 fn reader_and_writer_pend_together(kind: Kind) {
     over_all(kind, |driver, a, b| {
-        shrink_buffers(a.fd());
-        shrink_buffers(b.fd());
+        shrink_send_buffer(a.fd());
         let mut sent = fill(a.fd(), 0);
         for reader_first in [true, false] {
             let mut recv = None;
@@ -103,7 +102,7 @@ fn reader_and_writer_pend_together(kind: Kind) {
             let deadline = Instant::now() + PATIENCE;
             while !driver.has_landed(send) {
                 assert!(Instant::now() < deadline, "the send does not go on");
-                let _ = raw_recv(b.fd(), 4096);
+                let _ = raw_recv(b.fd(), 65536);
                 driver.turn(Wait::Until(Instant::now() + Duration::from_millis(1)));
             }
             sent += driver.wait_for(send).ok();
@@ -118,8 +117,7 @@ fn reader_and_writer_pend_together(kind: Kind) {
 /// Several sends into a full socket: all land, and what they say went out is what arrives.
 fn senders_take_turns(kind: Kind) {
     over_all(kind, |driver, a, b| {
-        shrink_buffers(a.fd());
-        shrink_buffers(b.fd());
+        shrink_send_buffer(a.fd());
         let filled = fill(a.fd(), 0);
         let sends: Vec<_> = (1..=5u8).map(|byte| driver.send(a.fd(), &[byte; 500])).collect();
         driver.settle();
@@ -127,7 +125,7 @@ fn senders_take_turns(kind: Kind) {
         let deadline = Instant::now() + PATIENCE;
         while !sends.iter().all(|&send| driver.has_landed(send)) {
             assert!(Instant::now() < deadline, "a send does not go on");
-            got.extend(raw_recv(b.fd(), 4096).unwrap_or_default());
+            got.extend(raw_recv(b.fd(), 65536).unwrap_or_default());
             driver.turn(Wait::Until(Instant::now() + Duration::from_millis(1)));
         }
         let sent: Vec<_> = driver.wait_for_all(&sends).iter().map(|l| l.ok()).collect();

@@ -242,10 +242,12 @@ pub(crate) fn reset_on_close(fd: RawFd) {
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, linger);
 }
 
-/// Shrinks what a socket holds, so that few bytes fill it.
-pub(crate) fn shrink_buffers(fd: RawFd) {
+/// Shrinks what a socket holds back for its peer, so that few bytes fill it.
+///
+/// The room for what it receives stays: below a loopback segment, TCP's window closes for good but
+/// for probes at ever longer intervals.
+pub(crate) fn shrink_send_buffer(fd: RawFd) {
     set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, 4096i32);
-    set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, 4096i32);
 }
 
 /// Sends without an engine and without waiting.

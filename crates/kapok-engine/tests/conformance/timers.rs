@@ -29,6 +29,8 @@ conformance! {
     end_any_wait,
     wait_for_io_ends_on_time,
     slots_are_reused,
+    disarmed,
+    disarm_races_with_the_deadline,
 }
 
 fn not_early_and_not_very_late(kind: Kind) {
@@ -241,4 +243,61 @@ fn slots_are_reused(kind: Kind) {
         driver.cancel(old);
         assert_eq!(driver.wait_for(new).ok(), 0);
     }
+}
+
+fn disarmed(kind: Kind) {
+    let mut driver = Driver::new(kind);
+    let far = Instant::now() + FAR[0];
+    for turned in [false, true] {
+        let timer = driver.timer(far);
+        let kept = driver.timer(Instant::now() + Duration::from_millis(2));
+        if turned {
+            driver.turn(Wait::No);
+        }
+        assert!(driver.disarm(timer), "a timer that has not gone off");
+        assert!(!driver.disarm(timer), "a timer that is gone");
+        driver.cancel(timer);
+        assert_eq!(driver.wait_for(kept).ok(), 0);
+        assert!(!driver.disarm(kept), "a timer that has landed");
+        driver.settle();
+    }
+    // Cancelled already: it is to land, so it cannot be taken back.
+    let timer = driver.timer(far);
+    driver.cancel(timer);
+    assert!(!driver.disarm(timer), "a timer that is to land");
+    assert!(driver.wait_for(timer).was_cancelled());
+    // What is no timer, or nobody's, stays as it is. A stale key does not take the slot's next one.
+    let (a, b) = unix_pair();
+    let recv = driver.recv(a.fd(), 8);
+    assert!(!driver.disarm(recv), "a receive is no timer");
+    assert!(!driver.disarm(kapok_engine::Key::new(u32::MAX, 3)), "nobody's key");
+    put(b.fd(), b"x");
+    assert_eq!(driver.wait_for(recv).bytes(), b"x");
+    let old = driver.timer(far);
+    assert!(driver.disarm(old));
+    let new = driver.timer(Instant::now() + Duration::from_millis(1));
+    assert_eq!(new.index(), old.index(), "the slot was to be reused");
+    assert!(!driver.disarm(old), "a stale key");
+    assert_eq!(driver.wait_for(new).ok(), 0);
+}
+
+/// Taken back or landed: one of the two, always.
+fn disarm_races_with_the_deadline(kind: Kind) {
+    let mut driver = Driver::new(kind);
+    let (mut gone, mut went_off) = (0, 0);
+    for round in 0..500 * scale() as u64 {
+        let timer = driver.timer(Instant::now() + Duration::from_micros(round % 20));
+        for _ in 0..round % 4 {
+            driver.turn(Wait::No);
+        }
+        if driver.disarm(timer) {
+            gone += 1;
+            assert!(!driver.has_landed(timer));
+        } else {
+            assert_eq!(driver.wait_for(timer).ok(), 0);
+            went_off += 1;
+        }
+    }
+    driver.settle();
+    assert_eq!(gone + went_off, 500 * scale());
 }
