@@ -166,7 +166,7 @@ fn rings_race_with_sleep(kind: Kind) {
                 let mut spins = 0u32;
                 while wanted.load(Ordering::Acquire) < round {
                     spins += 1;
-                    if spins % 64 == 0 {
+                    if spins.is_multiple_of(64) {
                         std::thread::yield_now();
                     } else {
                         std::hint::spin_loop();

@@ -197,6 +197,7 @@ fn size_and_mode(metadata: &RawMetadata) -> (u64, u32) {
     (metadata.st_size as u64, metadata.st_mode.into())
 }
 
+#[allow(clippy::useless_conversion, reason = "mode_t is not 32 bits wide everywhere")]
 fn metadata(kind: Kind) {
     let directory = Directory::new();
     let mut driver = Driver::new(kind);

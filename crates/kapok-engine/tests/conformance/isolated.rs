@@ -53,8 +53,12 @@ pub(crate) fn run(kind: Kind, path: &str, body: fn(Kind)) {
             std::env::var_os("KAPOK_REQUIRE_URING").is_none_or(|value| value != "1"),
             "KAPOK_REQUIRE_URING=1, and the uring engine cannot be made: {error}"
         );
-        // Not by a macro: the harness would keep it from being seen.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {name}: no {kind} engine here: {error}");
+        // In one piece, and not by a macro: the harness would keep it from being seen.
+        let line = format!(
+            "SKIPPED {name}: no {kind} engine here: {error}
+"
+        );
+        let _ = std::io::stderr().write_all(line.as_bytes());
         return;
     }
     let output = Command::new(std::env::current_exe().expect("this test has a path"))
