@@ -20,7 +20,7 @@ pub(super) enum Attempt {
 }
 
 /// Flags of a receive under which `EAGAIN` means that there is nothing to receive.
-const ORDINARY: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | IGNORED_BY_RECEIVES;
+const ORDINARY: i32 = libc::MSG_WAITALL | IGNORED_BY_RECEIVES;
 
 /// Flags that callers set out of habit.
 #[cfg(not(any(target_os = "macos", target_os = "ios")))]
@@ -32,7 +32,9 @@ const IGNORED_BY_RECEIVES: i32 = 0;
 /// served in order and one that finds nothing speaks for those behind it.
 pub(super) fn is_ordinary(op: &Op) -> bool {
     match *op {
-        Op::Poll { .. } => false,
+        // A receive of nothing does not wait for anything.
+        Op::Poll { .. } | Op::Recv { len: 0, .. } => false,
+        Op::Send { flags, .. } | Op::SendMsg { flags, .. } => flags & libc::MSG_DONTWAIT == 0,
         Op::Recv { flags, .. } | Op::RecvMsg { flags, .. } => flags & !ORDINARY == 0,
         _ => true,
     }
@@ -78,6 +80,15 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
     // SAFETY: the caller's promise, passed on, here and below.
     let tried = || unsafe { perform(op, false) };
     match *op {
+        // Whoever asks not to wait is told so.
+        Op::Recv { flags, .. }
+        | Op::RecvMsg { flags, .. }
+        | Op::Send { flags, .. }
+        | Op::SendMsg { flags, .. }
+            if flags & libc::MSG_DONTWAIT != 0 =>
+        {
+            Attempt::Done(tried())
+        }
         Op::Recv { flags, .. } if flags & libc::MSG_WAITALL != 0 && flags & libc::MSG_PEEK == 0 => {
             // SAFETY: as above.
             unsafe { receive_all(op, progress) }

@@ -326,7 +326,6 @@ mod over_all {
         assert_eq!(result(&mut engine, Op::Metadata { fd, out: &raw mut metadata }), 0);
         assert_eq!(metadata.stx_size, u64::from(count as u32 + 4));
         assert_eq!(result(&mut engine, Op::Close { fd }), 0);
-        assert_eq!(result(&mut engine, Op::Read { fd, buf, len: 32, offset: 0 }), -libc::EBADF);
         assert_eq!(engine.in_flight(), 0);
     }
 
@@ -419,6 +418,11 @@ mod over_all {
             assert_eq!(key, index);
             assert!(start.elapsed() >= Duration::from_millis(ms));
         }
+        let deadline = Instant::now() + Duration::from_millis(1);
+        assert_eq!(submit(&mut engine, 5, Op::Timer { deadline }), Submitted::Pending);
+        assert!(engine.disarm(key(5)) && !engine.disarm(key(5)) && !engine.disarm(key(0)));
+        assert_eq!(engine.in_flight(), 0);
+        std::thread::sleep(Duration::from_millis(2));
         assert_eq!(submit(&mut engine, 4, Op::Nop), Submitted::Pending);
         assert_eq!(land(&mut engine, 1), [(4, 0)]);
     }

@@ -230,12 +230,15 @@ pub(crate) unsafe fn connect_outcome(
         res if res < 0 => return res,
         _ => {}
     }
+    // Elsewhere another connect starts afresh. On Linux it reports the error, and only it makes the
+    // socket fit for the next attempt.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
     match socket_option(fd, libc::SO_ERROR) {
         Ok(0) => {}
         Ok(error) => return -error,
         Err(res) => return res,
     }
-    // SAFETY: the caller's promise. No error is pending, so this tells "connected" from "not yet".
+    // SAFETY: the caller's promise. This tells "connected" from "not yet".
     match landed(unsafe { libc::connect(fd, addr.cast(), addr_len) } as isize) {
         res if res == -libc::EISCONN => 0,
         res if [-libc::EALREADY, -libc::EINTR].contains(&res) => -libc::EINPROGRESS,
