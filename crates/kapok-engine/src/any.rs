@@ -100,6 +100,7 @@ impl Default for Config {
 
 /// Any engine.
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "made once a loop, and a box would be on every path")]
 pub enum AnyEngine {
     /// See [`Kind::Uring`].
     #[cfg(target_os = "linux")]

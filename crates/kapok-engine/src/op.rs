@@ -141,7 +141,9 @@ pub enum Op {
         /// What to wait for.
         events: Readiness,
     },
-    /// recv(2) on a socket. 0 with `len > 0` is the end of the stream.
+    /// recv(2) on a socket. 0 with `len > 0` is the end of the stream. With `len == 0` it is what
+    /// recv(2) makes of it, which on an empty stream is to wait: who reads streams answers an empty
+    /// buffer without an operation.
     Recv {
         /// A socket.
         fd: RawFd,

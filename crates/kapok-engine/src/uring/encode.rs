@@ -1,9 +1,16 @@
 //! One operation as a submission queue entry.
 
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+
 use linux_raw_sys::io_uring::{self as abi, io_uring_op as code};
 
 use super::ring::Sqe;
 use crate::op::{Key, MAX_TRANSFER, Op};
+use crate::sys::errno;
+
+/// `RWF_NOSIGNAL`, which the libc crate does not name yet.
+const NO_SIGNAL: i32 = 0x100;
 
 /// The empty path of `AT_EMPTY_PATH`.
 const EMPTY_PATH: &std::ffi::CStr = c"";
@@ -40,7 +47,7 @@ pub(super) fn encode(key: Key, op: &Op) -> Option<Sqe> {
             sqe.fd = fd;
             sqe.addr = msg as u64;
             sqe.len = 1;
-            sqe.op_flags = flags as u32;
+            sqe.op_flags = (flags | libc::MSG_CMSG_CLOEXEC) as u32;
         }
         Op::SendMsg { fd, msg, flags } => {
             sqe.opcode = code::IORING_OP_SENDMSG as u8;
@@ -75,6 +82,7 @@ pub(super) fn encode(key: Key, op: &Op) -> Option<Sqe> {
             sqe.addr = buf as u64;
             sqe.len = transfer(len);
             sqe.off = offset;
+            sqe.op_flags = quiet_write_flags();
         }
         Op::Sync { fd, data_only } => {
             sqe.opcode = code::IORING_OP_FSYNC as u8;
@@ -123,19 +131,31 @@ pub(super) fn cancel(key: Key, target: Key) -> Sqe {
     }
 }
 
-/// A request to cancel everything on `fd`, or everything there is (5.19).
-pub(super) fn cancel_all(key: Key, fd: Option<i32>) -> Sqe {
-    let which = match fd {
-        Some(_) => abi::IORING_ASYNC_CANCEL_FD,
-        None => abi::IORING_ASYNC_CANCEL_ANY,
-    };
+/// A request to cancel everything there is (5.19).
+pub(super) fn cancel_all(key: Key) -> Sqe {
     Sqe {
         opcode: code::IORING_OP_ASYNC_CANCEL as u8,
-        fd: fd.unwrap_or(-1),
-        op_flags: which | abi::IORING_ASYNC_CANCEL_ALL,
+        fd: -1,
+        op_flags: abi::IORING_ASYNC_CANCEL_ANY | abi::IORING_ASYNC_CANCEL_ALL,
         user_data: key.bits(),
         ..Sqe::default()
     }
+}
+
+/// `RWF_NOSIGNAL` where the kernel has it (6.18), asked once of a pipe without a reader. Where it has
+/// not, a write to such a pipe raises `SIGPIPE`, which Rust programs ignore unless told otherwise.
+fn quiet_write_flags() -> u32 {
+    static FLAGS: OnceLock<u32> = OnceLock::new();
+    *FLAGS.get_or_init(|| {
+        let Ok((reader, writer)) = std::io::pipe() else { return 0 };
+        drop(reader);
+        let byte = [0u8; 1];
+        let part = libc::iovec { iov_base: byte.as_ptr().cast_mut().cast(), iov_len: 1 };
+        // SAFETY: reads one byte of a local. A kernel that does not know the flag refuses the call
+        // before it looks at the pipe, so there is no signal either way.
+        let res = unsafe { libc::pwritev2(writer.as_raw_fd(), &raw const part, 1, -1, NO_SIGNAL) };
+        if res < 0 && errno() == libc::EPIPE { NO_SIGNAL as u32 } else { 0 }
+    })
 }
 
 /// What one transfer may move.

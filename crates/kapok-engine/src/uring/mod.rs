@@ -21,6 +21,7 @@ mod ring;
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use crate::bell::{Bell, BellTower};
@@ -42,6 +43,15 @@ const fn refuses_to_wait(flags: i32) -> bool {
     flags & libc::MSG_DONTWAIT != 0
 }
 
+/// An operation that the kernel has.
+#[derive(Clone, Copy)]
+struct Pending {
+    generation: u32,
+    fd: RawFd,
+}
+
+const NO_DESCRIPTOR: RawFd = -1;
+
 /// The io_uring engine.
 pub struct Uring {
     ring: Ring,
@@ -53,6 +63,8 @@ pub struct Uring {
     bell: BellTower,
     /// Keys that the kernel has, or that wait in the queue or the backlog.
     in_kernel: usize,
+    /// Under which number each of them was submitted, by slot index: for who closes it.
+    pending: Vec<Pending>,
     /// The bell's poll has ended and must be armed again.
     bell_disarmed: bool,
 }
@@ -74,6 +86,7 @@ impl Uring {
             landed: Completions::new(),
             bell: BellTower::new()?,
             in_kernel: 0,
+            pending: Vec::new(),
             bell_disarmed: true,
         };
         engine.arm_bell();
@@ -123,6 +136,17 @@ impl Uring {
         }
     }
 
+    /// Remembers the number that `key` works on.
+    #[inline]
+    fn note(&mut self, key: Key, fd: RawFd) {
+        let index = key.index() as usize;
+        if index >= self.pending.len() {
+            let none = Pending { generation: 0, fd: NO_DESCRIPTOR };
+            self.pending.resize((index + 1).next_power_of_two(), none);
+        }
+        self.pending[index] = Pending { generation: key.generation(), fd };
+    }
+
     fn take_landed(&mut self, out: &mut Completions) {
         out.append(&mut self.landed);
         if self.timers.next_deadline().is_some() {
@@ -135,7 +159,7 @@ impl Uring {
 
     #[inline]
     fn reap(&mut self, out: &mut Completions) {
-        let Uring { ring, in_kernel, bell, bell_disarmed, .. } = self;
+        let Uring { ring, in_kernel, pending, bell, bell_disarmed, .. } = self;
         ring.reap(|cqe| {
             let key = Key::from_bits(cqe.user_data);
             let completion = Completion { key, res: cqe.res, flags: cqe.flags };
@@ -146,28 +170,41 @@ impl Uring {
                 }
                 return;
             }
-            *in_kernel -= usize::from(completion.is_terminal());
+            if completion.is_terminal() {
+                *in_kernel -= 1;
+                pending[key.index() as usize].fd = NO_DESCRIPTOR;
+            }
             out.push(completion);
         });
     }
 
-    /// Ends everything pending on `fd`, as far as the kernel is told here and now.
-    fn cancel_descriptor(&mut self, fd: i32) {
+    /// Ends everything that was submitted under the number `fd`, as far as the kernel is told here
+    /// and now. By key: the kernel knows only open files, which other numbers may share.
+    fn cancel_descriptor(&mut self, fd: RawFd) {
         let landed = &mut self.landed;
         let in_kernel = &mut self.in_kernel;
+        let pending = &mut self.pending;
         // What the kernel has not seen must not act on a later use of the number.
         self.backlog.retain(|sqe| {
             let key = Key::from_bits(sqe.user_data);
             let hit = sqe.fd == fd && !key.is_reserved();
             if hit {
                 landed.push(Completion { key, res: -libc::EBADF, flags: 0 });
+                pending[key.index() as usize].fd = NO_DESCRIPTOR;
                 *in_kernel -= 1;
             }
             !hit
         });
-        if self.in_kernel > 0 {
+        let keys: Vec<Key> = (0..)
+            .zip(&self.pending)
+            .filter(|(_, pending)| pending.fd == fd)
+            .map(|(index, pending)| Key::new(index, pending.generation))
+            .collect();
+        for &key in &keys {
             // SAFETY: a cancel names no memory.
-            unsafe { self.push(encode::cancel_all(CANCEL, Some(fd))) };
+            unsafe { self.push(encode::cancel(CANCEL, key)) };
+        }
+        if !keys.is_empty() {
             let _ = self.ring.enter(false, None);
         }
     }
@@ -177,7 +214,7 @@ impl Uring {
         let deadline = Instant::now() + DRAIN_LIMIT;
         let mut sink = Completions::new();
         // SAFETY: a cancel names no memory.
-        unsafe { self.push(encode::cancel_all(CANCEL, None)) };
+        unsafe { self.push(encode::cancel_all(CANCEL)) };
         while self.in_kernel > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -228,6 +265,7 @@ impl Engine for Uring {
             sqe.ioprio |= linux_raw_sys::io_uring::IORING_RECVSEND_POLL_FIRST as u16;
         }
         self.in_kernel += 1;
+        self.note(key, sqe.fd);
         // SAFETY: by the caller.
         unsafe { self.push(sqe) };
         Submitted::Pending

@@ -152,7 +152,7 @@ macro_rules! stream_methods {
     ($type:ident) => {
         impl std::io::Read for $type {
             fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.recv(buf, 0)
+                self.0.recv_stream(buf, 0)
             }
 
             fn read_vectored(
@@ -165,7 +165,7 @@ macro_rules! stream_methods {
 
         impl std::io::Read for &$type {
             fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.recv(buf, 0)
+                self.0.recv_stream(buf, 0)
             }
 
             fn read_vectored(
@@ -226,7 +226,7 @@ macro_rules! stream_methods {
             ///
             /// As for a read.
             pub fn peek(&self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.recv(buf, libc::MSG_PEEK)
+                self.0.recv_stream(buf, libc::MSG_PEEK)
             }
 
             /// Shuts one direction of the stream down, or both. A call that waits in it returns.

@@ -101,6 +101,13 @@ impl Socket {
         self.write_timeout.set(limit)
     }
 
+    /// Receives from a stream. An empty buffer is full at once, whatever has come; anything else
+    /// that gives 0 is the end of the stream.
+    #[inline]
+    pub(crate) fn recv_stream(&self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
+        if buf.is_empty() { Ok(0) } else { self.recv(buf, flags) }
+    }
+
     #[inline]
     pub(crate) fn recv(&self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
         let op = Op::Recv { fd: self.as_raw_fd(), buf: buf.as_mut_ptr(), len: buf.len(), flags };
@@ -116,6 +123,9 @@ impl Socket {
     }
 
     pub(crate) fn recv_vectored(&self, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
         let mut message = empty_message();
         // `IoSliceMut` has the layout of `iovec`.
         message.msg_iov = bufs.as_mut_ptr().cast();
