@@ -47,7 +47,8 @@ pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Resul
 async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
     let (listener, mut backoff) = listener.into_parts();
     let listener = TcpListener::from_std(listener)?;
-    let stop = AsyncFd::with_interest(server.stop.as_fd(), Interest::READABLE)?;
+    // SAFETY: the descriptor stays open while it is registered: the server outlives this call.
+    let stop = unsafe { AsyncFd::register_with_interest(server.stop.as_fd(), Interest::READABLE)? };
     let mut pace = Pace::new(&server.config);
     let roster = Arc::new(Roster::default());
     let mut tasks = JoinSet::new();
@@ -58,7 +59,13 @@ async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
                 Ok((stream, _peer)) => {
                     server.tally.accepted();
                     backoff.reset();
-                    tasks.spawn(converse(Arc::clone(server), stream, Arc::clone(&roster)));
+                    // On the roster before the task first runs, so that no stop overlooks it.
+                    tasks.spawn(converse(Connection {
+                        entry: Roster::enter(&roster, &stream),
+                        stream,
+                        session: server.workload.session(),
+                        server: Arc::clone(server),
+                    }));
                 }
                 Err(error) => {
                     if let Some(pause) = backoff.failed(error, &server.tally)? {
@@ -94,11 +101,8 @@ async fn sleep_or_pend(limit: Option<Duration>) {
 }
 
 /// Serves one connection to its end. How it ended concerns that connection only.
-async fn converse(server: Arc<Server>, mut stream: TcpStream, roster: Arc<Roster>) {
-    // Declared after the stream, so it is dropped before: off the roster, then closed.
-    let entry = Roster::enter(&roster, &stream);
-    let mut counted = Counted { session: server.workload.session(), server };
-    let session = &mut counted.session;
+async fn converse(mut connection: Connection) {
+    let Connection { entry, stream, session, .. } = &mut connection;
     loop {
         let outcome = match session.want() {
             Want::Read => match stream.read(session.space()).await {
@@ -118,17 +122,19 @@ async fn converse(server: Arc<Server>, mut stream: TcpStream, roster: Arc<Roster
         if outcome.is_err() {
             return;
         }
-        entry.active.store(roster.now.load(Relaxed), Relaxed);
+        entry.active.store(entry.roster.now.load(Relaxed), Relaxed);
     }
 }
 
-/// A session whose requests are counted however its task ends.
-struct Counted {
+/// What a task owns. Fields are dropped in this order: off the roster, then closed.
+struct Connection {
+    entry: Entry,
+    stream: TcpStream,
     session: Session,
     server: Arc<Server>,
 }
 
-impl Drop for Counted {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.server.tally.requests(self.session.requests());
     }
@@ -137,10 +143,21 @@ impl Drop for Counted {
 /// The open connections, for the sweep and the stop: cheaper than a timer for each read.
 #[derive(Default)]
 struct Roster {
-    slots: Mutex<Vec<Option<(RawFd, Arc<AtomicU32>)>>>,
-    free: Mutex<Vec<usize>>,
+    state: Mutex<State>,
     /// The number of the current sweep.
     now: AtomicU32,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Option<Open>>,
+    free: Vec<usize>,
+}
+
+struct Open {
+    fd: RawFd,
+    /// The sweep in which something last moved.
+    active: Arc<AtomicU32>,
 }
 
 /// A connection on the roster; leaves it when dropped.
@@ -151,33 +168,29 @@ struct Entry {
 }
 
 impl Roster {
-    fn slots(&self) -> MutexGuard<'_, Vec<Option<(RawFd, Arc<AtomicU32>)>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn free(&self) -> MutexGuard<'_, Vec<usize>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(roster: &Arc<Roster>, stream: &TcpStream) -> Entry {
         let active = Arc::new(AtomicU32::new(roster.now.load(Relaxed)));
-        let mut slots = roster.slots();
-        let slot = roster.free().pop().unwrap_or_else(|| {
-            slots.push(None);
-            slots.len() - 1
+        let mut state = roster.lock();
+        let slot = state.free.pop().unwrap_or_else(|| {
+            state.slots.push(None);
+            state.slots.len() - 1
         });
-        slots[slot] = Some((stream.as_raw_fd(), Arc::clone(&active)));
-        drop(slots);
+        state.slots[slot] = Some(Open { fd: stream.as_raw_fd(), active: Arc::clone(&active) });
+        drop(state);
         Entry { roster: Arc::clone(roster), slot, active }
     }
 
     /// Shuts down the connections whose last activity `which` picks: their reads then end.
     fn shut_down(&self, how: Shutdown, which: impl Fn(u32) -> bool) {
-        for (fd, active) in self.slots().iter().flatten() {
-            if which(active.load(Relaxed)) {
+        for open in self.lock().slots.iter().flatten() {
+            if which(open.active.load(Relaxed)) {
                 // SAFETY: the descriptor is open: its task leaves the roster, which is locked here,
                 // before it closes the stream.
-                let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+                let fd = unsafe { BorrowedFd::borrow_raw(open.fd) };
                 // Fails if the peer has reset the connection: then the task's read says so.
                 let _ = SockRef::from(&fd).shutdown(how);
             }
@@ -187,8 +200,8 @@ impl Roster {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut slots = self.roster.slots();
-        slots[self.slot] = None;
-        self.roster.free().push(self.slot);
+        let mut state = self.roster.lock();
+        state.slots[self.slot] = None;
+        state.free.push(self.slot);
     }
 }

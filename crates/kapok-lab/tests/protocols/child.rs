@@ -9,7 +9,7 @@ use std::time::Duration;
 const CHILD: &str = "KAPOK_TEST_CHILD";
 
 /// Runs `body` in a child process: the test binary again, told to run the test `name` alone.
-pub fn in_child(name: &str, body: impl FnOnce()) {
+pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
     if env::var_os(CHILD).is_some() {
         return body();
     }
@@ -26,7 +26,7 @@ pub fn in_child(name: &str, body: impl FnOnce()) {
 }
 
 /// User and system time of this process so far.
-pub fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
     // SAFETY: getrusage fills the structure that it is given.
     let usage = unsafe {
@@ -40,14 +40,14 @@ pub fn cpu_time() -> Duration {
 }
 
 /// Memory of this process that is in RAM.
-pub fn resident_bytes() -> usize {
+pub(crate) fn resident_bytes() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").expect("procfs");
     let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
     pages.expect("the second field is the resident pages") * 4096
 }
 
 /// Sets a soft limit of this process, up to the hard one.
-pub fn limit(resource: libc::__rlimit_resource_t, value: u64) {
+pub(crate) fn limit(resource: libc::__rlimit_resource_t, value: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls use the local structure only.
     let set = unsafe {

@@ -11,22 +11,22 @@ use socket2::{Domain, Socket, Type};
 use kapok_lab::{Model, Protocol, ServeConfig, Served, Stop, serve};
 
 /// How long a test waits for what should happen at once: much longer, for the busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server. It is stopped at the latest when it is dropped.
-pub struct Server {
-    pub addr: SocketAddr,
-    pub stop: Stop,
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) stop: Stop,
     thread: Option<JoinHandle<io::Result<Served>>>,
 }
 
 /// The default configuration for `model`, without an idle time-out that a slow machine could meet.
-pub fn config(model: Model, protocol: Protocol) -> ServeConfig {
+pub(crate) fn config(model: Model, protocol: Protocol) -> ServeConfig {
     ServeConfig { model, protocol, idle_timeout: PATIENCE * 10, ..ServeConfig::default() }
 }
 
 impl Server {
-    pub fn start(config: ServeConfig) -> Server {
+    pub(crate) fn start(config: ServeConfig) -> Server {
         let stop = Stop::new().expect("a pipe");
         let (ready, addr) = mpsc::channel();
         let thread = thread::Builder::new()
@@ -42,12 +42,12 @@ impl Server {
         }
     }
 
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         connect(self.addr)
     }
 
     /// A connection that has room for few received bytes.
-    pub fn connect_narrow(&self) -> TcpStream {
+    pub(crate) fn connect_narrow(&self) -> TcpStream {
         let socket = Socket::new(Domain::for_address(self.addr), Type::STREAM, None);
         let socket = socket.expect("a socket");
         socket.set_recv_buffer_size(8 * 1024).expect("set");
@@ -56,7 +56,7 @@ impl Server {
     }
 
     /// Stops the server and returns what it met.
-    pub fn finish(mut self) -> Served {
+    pub(crate) fn finish(mut self) -> Served {
         self.stop.stop();
         let thread = self.thread.take().expect("finished once");
         thread.join().expect("the server panicked").expect("the server failed")
@@ -76,7 +76,7 @@ impl Drop for Server {
 }
 
 /// A connection whose calls fail rather than hang.
-pub fn connect(addr: SocketAddr) -> TcpStream {
+pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
     prepare(TcpStream::connect(addr).expect("connected"))
 }
 
@@ -88,7 +88,7 @@ fn prepare(stream: TcpStream) -> TcpStream {
 }
 
 /// Sends `message` and expects it back.
-pub fn exchange(stream: &mut TcpStream, message: &[u8]) {
+pub(crate) fn exchange(stream: &mut TcpStream, message: &[u8]) {
     stream.write_all(message).expect("sent");
     let mut reply = vec![0; message.len()];
     stream.read_exact(&mut reply).expect("echoed");
@@ -96,7 +96,7 @@ pub fn exchange(stream: &mut TcpStream, message: &[u8]) {
 }
 
 /// Reads to the end of the stream and expects nothing.
-pub fn expect_end(stream: &mut TcpStream) {
+pub(crate) fn expect_end(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).expect("an orderly end");
     assert!(rest.is_empty(), "{} surplus bytes", rest.len());
