@@ -1,24 +1,19 @@
-//! The loop of the generator: opens connections, keeps requests outstanding, measures.
-//!
-//! Each thread owns a [`Generator`]; the threads meet at every change of phase, so that the
-//! measured interval is one interval and the progress callback runs while no traffic is handled.
+//! The loop of one thread: opens connections, keeps requests outstanding, measures.
 
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
 use super::connection::{Connection, State, connect, connected};
 use super::limits::Sources;
-use super::report::{ErrorKind, LoadReport, Tally};
+use super::phases::{Callback, Shared, look};
+use super::report::{ErrorKind, Tally};
 use super::schedule::Schedule;
-use super::traffic::{Echo, Http, Traffic};
-use super::{LoadConfig, Phase, Progress};
-use crate::Protocol;
+use super::traffic::Traffic;
+use super::{LoadConfig, Phase};
 
 const MS: u64 = 1_000_000;
 
@@ -37,154 +32,8 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 const TICK_NS: u64 = 20 * MS;
 const PROGRESS_NS: u64 = 100 * MS;
 
-/// What the threads of a run share.
-struct Shared {
-    start: Instant,
-    barrier: Barrier,
-    failure: Mutex<Option<io::Error>>,
-    failed: AtomicBool,
-    counts: Vec<Counts>,
-}
-
-/// What one thread shows of itself while it runs.
-#[derive(Default)]
-struct Counts {
-    served: AtomicU64,
-    requests: AtomicU64,
-    errors: AtomicU64,
-}
-
-type Callback<'a> = &'a mut dyn FnMut(Progress);
-
-pub(super) fn run(config: &LoadConfig, progress: Callback<'_>) -> io::Result<LoadReport> {
-    let shared = Shared {
-        start: Instant::now(),
-        barrier: Barrier::new(config.threads),
-        failure: Mutex::new(None),
-        failed: AtomicBool::new(false),
-        counts: (0..config.threads).map(|_| Counts::default()).collect(),
-    };
-    let tally = thread::scope(|scope| {
-        let others: Vec<_> = (1..config.threads)
-            .map(|index| {
-                let shared = &shared;
-                scope.spawn(move || run_thread(config, shared, index, None))
-            })
-            .collect();
-        let mut tally = run_thread(config, &shared, 0, Some(progress));
-        for other in others {
-            match other.join() {
-                Ok(theirs) => tally.merge(theirs),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        tally
-    });
-    let failure = shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(tally.report(config)),
-    }
-}
-
-fn run_thread(
-    config: &LoadConfig,
-    shared: &Shared,
-    index: usize,
-    progress: Option<Callback<'_>>,
-) -> Tally {
-    match config.protocol {
-        Protocol::Echo => run_phases(config, shared, index, progress, Echo::new(config.size_bytes)),
-        Protocol::Http => {
-            let traffic = Http::new(&config.addr.to_string(), config.body_bytes);
-            run_phases(config, shared, index, progress, traffic)
-        }
-    }
-}
-
-fn run_phases<T: Traffic>(
-    config: &LoadConfig,
-    shared: &Shared,
-    index: usize,
-    callback: Option<Callback<'_>>,
-    traffic: T,
-) -> Tally {
-    let generator =
-        Generator::new(config, shared, index, traffic).map_err(|error| fail(shared, error)).ok();
-    let mut worker = Worker { shared, generator, callback };
-    worker.step(Some(Phase::Connecting), |generator, callback| {
-        if index == 0 { generator.serve_once(1, callback) } else { Ok(()) }
-    });
-    worker.step(Some(Phase::WarmUp), |generator, callback| {
-        generator.serve_once(usize::MAX, callback)?;
-        generator.retire_unserved()
-    });
-    worker.step(Some(Phase::Measuring), |generator, callback| {
-        generator.start_traffic();
-        generator.drive(config.warmup, Phase::WarmUp, callback)
-    });
-    worker.step(Some(Phase::Draining), Generator::measure);
-    worker.step(None, Generator::drain);
-    worker.generator.map_or_else(Tally::new, |generator| generator.tally)
-}
-
-/// A thread on its way through the phases.
-struct Worker<'a, 'p, T: Traffic> {
-    shared: &'a Shared,
-    /// `None` when it could not be made.
-    generator: Option<Generator<'a, T>>,
-    /// On the thread that called [`run`] only.
-    callback: Option<Callback<'p>>,
-}
-
-impl<'a, 'p, T: Traffic> Worker<'a, 'p, T> {
-    /// Takes one step, meets the other threads, and announces what begins now. All threads pass the
-    /// same barriers in the same order, also when one of them has failed.
-    fn step(
-        &mut self,
-        begins: Option<Phase>,
-        step: impl FnOnce(&mut Generator<'a, T>, &mut Option<Callback<'p>>) -> io::Result<()>,
-    ) {
-        let failed = || self.shared.failed.load(Ordering::SeqCst);
-        if let Some(generator) = &mut self.generator {
-            if !failed()
-                && let Err(error) = step(generator, &mut self.callback)
-            {
-                fail(self.shared, error);
-            }
-            generator.publish();
-        }
-        self.shared.barrier.wait();
-        if let (Some(phase), Some(callback)) = (begins, &mut self.callback)
-            && !failed()
-        {
-            callback(look(self.shared, phase));
-        }
-        self.shared.barrier.wait();
-    }
-}
-
-fn fail(shared: &Shared, error: io::Error) {
-    shared.failed.store(true, Ordering::SeqCst);
-    let mut failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
-    failure.get_or_insert(error);
-}
-
-fn look(shared: &Shared, phase: Phase) -> Progress {
-    let sum = |pick: fn(&Counts) -> &AtomicU64| {
-        shared.counts.iter().map(|counts| pick(counts).load(Ordering::Relaxed)).sum()
-    };
-    let served: u64 = sum(|counts| &counts.served);
-    Progress {
-        phase,
-        served: served as usize,
-        requests: sum(|counts| &counts.requests),
-        errors: sum(|counts| &counts.errors),
-        elapsed: shared.start.elapsed(),
-    }
-}
-
-struct Generator<'a, T: Traffic> {
+/// One thread's connections and what it counts.
+pub(super) struct Generator<'a, T: Traffic> {
     config: &'a LoadConfig,
     shared: &'a Shared,
     index: usize,
@@ -214,11 +63,11 @@ struct Generator<'a, T: Traffic> {
     measured_from_ns: u64,
     next_scan_ns: u64,
     next_progress_ns: u64,
-    tally: Tally,
+    pub(super) tally: Tally,
 }
 
 impl<'a, T: Traffic> Generator<'a, T> {
-    fn new(
+    pub(super) fn new(
         config: &'a LoadConfig,
         shared: &'a Shared,
         index: usize,
@@ -262,7 +111,11 @@ impl<'a, T: Traffic> Generator<'a, T> {
 
     /// Opens connections and has each served once, until `most` of them are open or nothing has
     /// moved for the configured patience.
-    fn serve_once(&mut self, most: usize, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+    pub(super) fn serve_once(
+        &mut self,
+        most: usize,
+        callback: &mut Option<Callback<'_>>,
+    ) -> io::Result<()> {
         let most = most.min(self.connections.len());
         let mut next = self.connections[..most]
             .iter()
@@ -307,7 +160,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         io::Error::other(format!("{}: {reason}", self.config.addr))
     }
 
-    fn retire_unserved(&mut self) -> io::Result<()> {
+    pub(super) fn retire_unserved(&mut self) -> io::Result<()> {
         if self.tally.served == 0 && !self.stop_requested() {
             return Err(self.never_served());
         }
@@ -321,7 +174,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         Ok(())
     }
 
-    fn start_traffic(&mut self) {
+    pub(super) fn start_traffic(&mut self) {
         self.running = true;
         let now = self.now_ns();
         match self.config.rate {
@@ -339,7 +192,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         }
     }
 
-    fn measure(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+    pub(super) fn measure(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
         let (cpu, waited) = (thread_cpu_time(), thread_wait_for_core());
         let from = self.now_ns();
         self.measured_from_ns = from;
@@ -354,7 +207,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
     }
 
     /// Awaits what is outstanding, then listens for what nobody asked for.
-    fn drain(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+    pub(super) fn drain(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
         self.ending = true;
         let give_up = self.now_ns() + self.config.timeout.as_nanos() as u64;
         loop {
@@ -386,7 +239,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         self.config.stop.as_ref().is_some_and(|stop| stop.requested())
     }
 
-    fn drive(
+    pub(super) fn drive(
         &mut self,
         duration: Duration,
         phase: Phase,
@@ -490,7 +343,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         }
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let counts = &self.shared.counts[self.index];
         counts.served.store(self.tally.served as u64, Ordering::Relaxed);
         counts.requests.store(self.tally.requests, Ordering::Relaxed);

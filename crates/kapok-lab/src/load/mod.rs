@@ -20,6 +20,7 @@
 mod connection;
 mod generator;
 mod limits;
+mod phases;
 mod report;
 mod schedule;
 mod traffic;
@@ -163,5 +164,5 @@ pub struct Progress {
 pub fn run(config: &LoadConfig, progress: &mut dyn FnMut(Progress)) -> io::Result<LoadReport> {
     config.check()?;
     limits::fit_descriptors(config.connections)?;
-    generator::run(config, progress)
+    phases::run(config, progress)
 }

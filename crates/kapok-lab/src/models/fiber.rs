@@ -8,6 +8,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ fn supervise(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
     };
     wait_readable(server.stop.as_fd())?;
     acceptor.cancel();
-    let accepted = acceptor.join().unwrap_or_else(|error| Err(io::Error::other(error)));
+    let accepted = acceptor.join().unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
     roster.end_input();
     // What is left after the limit is cancelled with the runtime.
     let _ = kapok::timeout(server.config.drain_timeout, || all_closed.recv());

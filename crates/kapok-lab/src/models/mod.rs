@@ -61,6 +61,8 @@ pub(crate) fn run(
         stop: stop.clone(),
         tally: Tally::default(),
     });
+    // Before anybody is told that this server is ready.
+    check(config.model)?;
     let listeners = listen(config)?;
     ready(listeners[0].local_addr()?);
     match config.model {
@@ -73,9 +75,9 @@ pub(crate) fn run(
         Model::Poll => run_workers(&server, listeners, |intake| poll::serve(&server, intake))?,
         #[cfg(target_os = "linux")]
         Model::Epoll => run_workers(&server, listeners, |intake| epoll::serve(&server, intake))?,
+        Model::Mio => run_workers(&server, listeners, |intake| mio::serve(&server, intake))?,
         #[cfg(target_os = "linux")]
         Model::Uring => run_workers(&server, listeners, |intake| uring::serve(&server, intake))?,
-        Model::Mio => run_workers(&server, listeners, |intake| mio::serve(&server, intake))?,
         Model::Tokio => tokio::serve(&server, listeners)?,
         Model::Fiber => fiber::serve(&server, listeners, None)?,
         Model::FiberUring => fiber::serve(&server, listeners, Some(Kind::Uring))?,
@@ -91,6 +93,28 @@ pub(crate) fn run(
         }
     }
     Ok(server.tally.served())
+}
+
+/// Whether this build and this system have the model.
+fn check(model: Model) -> io::Result<()> {
+    match model {
+        Model::Threads
+        | Model::ThreadPool
+        | Model::BusyPoll
+        | Model::Select
+        | Model::Poll
+        | Model::Mio
+        | Model::Tokio => Ok(()),
+        #[cfg(target_os = "linux")]
+        Model::Epoll => Ok(()),
+        #[cfg(target_os = "linux")]
+        Model::Uring => uring::check(),
+        model => Err(unsupported(model)),
+    }
+}
+
+fn unsupported(model: Model) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, format!("this build has no model {model}"))
 }
 
 /// One listener, or one for each worker on the same address.

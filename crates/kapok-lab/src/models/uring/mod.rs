@@ -53,6 +53,29 @@ pub(super) fn serve(server: &Server, intake: Intake) -> io::Result<()> {
     outcome
 }
 
+/// Whether this system lets us have a ring of the kind that the loop needs.
+pub(super) fn check() -> io::Result<()> {
+    new_ring().map(drop)
+}
+
+fn new_ring() -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_defer_taskrun()
+        .setup_cqsize(COMPLETIONS)
+        .build(SUBMISSIONS)
+        .map_err(|error| {
+            let kind = match error.raw_os_error() {
+                Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL) => {
+                    io::ErrorKind::Unsupported
+                }
+                _ => error.kind(),
+            };
+            io::Error::new(kind, format!("no io_uring for the uring model: {error}"))
+        })
+}
+
 struct Connection<'a> {
     server: &'a Server,
     stream: TcpStream,
@@ -93,21 +116,7 @@ struct Loop<'a> {
 
 impl<'a> Loop<'a> {
     fn new(server: &'a Server, intake: Intake) -> io::Result<Loop<'a>> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_defer_taskrun()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)
-            .map_err(|error| {
-                let kind = match error.raw_os_error() {
-                    Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL) => {
-                        io::ErrorKind::Unsupported
-                    }
-                    _ => error.kind(),
-                };
-                io::Error::new(kind, format!("no io_uring for the uring model: {error}"))
-            })?;
+        let ring = new_ring()?;
         if let Intake::Listener(listener) = &intake {
             // On a socket that does not block the ring would report EAGAIN instead of waiting.
             listener.set_blocking()?;
