@@ -20,15 +20,22 @@ use super::activity::{ActivityEntry, ActivityRoster};
 use super::listener::Listener;
 use super::pace::Pace;
 use super::{Server, on_threads};
-use crate::serve::AcceptMode;
+use crate::serve::{AcceptMode, Model};
 use crate::workload::Want;
 
-/// Serves the listeners on `engine`, or on the best there is.
-pub(super) fn serve(
-    server: &Arc<Server>,
-    listeners: Vec<Listener>,
-    engine: Option<Kind>,
-) -> io::Result<()> {
+/// The engine that a model of fibers names; none for the best there is, and for other models.
+pub(super) fn engine(model: Model) -> Option<Kind> {
+    match model {
+        Model::FiberUring => Some(Kind::Uring),
+        Model::FiberEpoll => Some(Kind::Epoll),
+        Model::FiberPoll => Some(Kind::Poll),
+        Model::FiberSelect => Some(Kind::Select),
+        _ => None,
+    }
+}
+
+/// Serves the listeners on the engine that the model names.
+pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Result<()> {
     // With a listener for each worker every worker has a runtime of its own; with one listener,
     // connections that have not been looked at move to whichever loop has nothing to do.
     let loops = match server.config.accept {
@@ -37,7 +44,7 @@ pub(super) fn serve(
     };
     on_threads(server, "worker", listeners, |listener| {
         let builder = Runtime::builder().threads(loops).close_limit(Duration::from_secs(1));
-        let builder = match engine {
+        let builder = match engine(server.config.model) {
             Some(kind) => builder.engine(kind),
             None => builder,
         };

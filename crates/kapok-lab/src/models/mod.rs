@@ -32,7 +32,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
-use kapok::Kind;
+use kapok::Runtime;
 
 use crate::serve::{AcceptMode, Model, ServeConfig, Served};
 use crate::stop::Stop;
@@ -79,42 +79,32 @@ pub(crate) fn run(
         #[cfg(target_os = "linux")]
         Model::Uring => run_workers(&server, listeners, |intake| uring::serve(&server, intake))?,
         Model::Tokio => tokio::serve(&server, listeners)?,
-        Model::Fiber => fiber::serve(&server, listeners, None)?,
-        Model::FiberUring => fiber::serve(&server, listeners, Some(Kind::Uring))?,
-        Model::FiberEpoll => fiber::serve(&server, listeners, Some(Kind::Epoll))?,
-        Model::FiberPoll => fiber::serve(&server, listeners, Some(Kind::Poll))?,
-        Model::FiberSelect => fiber::serve(&server, listeners, Some(Kind::Select))?,
+        Model::Fiber
+        | Model::FiberUring
+        | Model::FiberEpoll
+        | Model::FiberPoll
+        | Model::FiberSelect => fiber::serve(&server, listeners)?,
         #[cfg(not(target_os = "linux"))]
-        Model::Epoll | Model::Uring => {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!("the model {} is Linux's", config.model),
-            ));
-        }
+        Model::Epoll | Model::Uring => unreachable!("checked above"),
     }
     Ok(server.tally.served())
 }
 
-/// Whether this build and this system have the model.
+/// Whether this system has what the model needs.
 fn check(model: Model) -> io::Result<()> {
     match model {
-        Model::Threads
-        | Model::ThreadPool
-        | Model::BusyPoll
-        | Model::Select
-        | Model::Poll
-        | Model::Mio
-        | Model::Tokio => Ok(()),
-        #[cfg(target_os = "linux")]
-        Model::Epoll => Ok(()),
         #[cfg(target_os = "linux")]
         Model::Uring => uring::check(),
-        model => Err(unsupported(model)),
+        #[cfg(not(target_os = "linux"))]
+        Model::Epoll | Model::Uring => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("the model {model} needs Linux"),
+        )),
+        _ => match fiber::engine(model) {
+            Some(kind) => Runtime::builder().engine(kind).build().map(drop),
+            None => Ok(()),
+        },
     }
-}
-
-fn unsupported(model: Model) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, format!("this build has no model {model}"))
 }
 
 /// One listener, or one for each worker on the same address.
