@@ -118,10 +118,12 @@ unsafe fn run_blocking(op: Op, limit: Option<Duration>) -> io::Result<i32> {
         return Ok(0);
     }
     let wanted = wanted_readiness(&op);
+    // poll(2) knows no waiting for regular files, and they do not make anyone wait for good.
+    let blocking = limit.is_none() || works_on_regular_file(&op);
     loop {
         // With a limit, or on a descriptor that does not block, ask before and wait in poll(2).
         // SAFETY: by the caller.
-        let res = unsafe { sys::perform(&op, limit.is_none()) };
+        let res = unsafe { sys::perform(&op, blocking) };
         match res {
             0.. => return Ok(res),
             _ if res == -libc::EINTR => {}
@@ -131,6 +133,16 @@ unsafe fn run_blocking(op: Op, limit: Option<Duration>) -> io::Result<i32> {
             }
             _ => return Err(io::Error::from_raw_os_error(-res)),
         }
+    }
+}
+
+/// Whether `op` reads or writes a regular file.
+fn works_on_regular_file(op: &Op) -> bool {
+    let (Op::Read { fd, .. } | Op::Write { fd, .. }) = *op else { return false };
+    // SAFETY: integers, for which zero is a value; fstat writes to a local of its type.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::fstat(fd, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG
     }
 }
 
@@ -158,14 +170,15 @@ pub(crate) struct Pending {
     op: Op,
     state: State,
     heir: Option<Box<dyn FnOnce(i32)>>,
-    // Its key means something to one loop only.
+    // Loops belong to threads.
     _pinned: PhantomData<*const ()>,
 }
 
 #[derive(Clone, Copy)]
 enum State {
     New,
-    Submitted(Key),
+    /// The key means something to the loop of this number only.
+    Submitted(Key, u64),
     Over,
 }
 
@@ -205,12 +218,16 @@ impl Future for Pending {
                             Poll::Ready(res)
                         }
                         Ok(key) => {
-                            self.state = State::Submitted(key);
+                            self.state = State::Submitted(key, lp.id());
                             Poll::Pending
                         }
                     }
                 }
-                State::Submitted(key) => {
+                State::Submitted(key, home) => {
+                    assert!(
+                        lp.id() == home,
+                        "a future was polled on another loop than it began on"
+                    );
                     let replaced = lp.with_waiter(key, |waiter| match waiter {
                         Some(Waiter::Landed(res)) => Err(*res),
                         Some(Waiter::Task(waker)) => Ok(match waker {
@@ -236,11 +253,11 @@ impl Future for Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let State::Submitted(key) = self.state else { return };
+        let State::Submitted(key, home) = self.state else { return };
         let heir = self.heir.take();
-        Loop::with_current(|current| match current {
-            Some(_) if heir.is_none() && matches!(self.op, Op::Timer { .. }) => {
-                current.into_iter().for_each(|lp| lp.disarm(key));
+        Loop::with_current(|current| match current.filter(|lp| lp.id() == home) {
+            Some(lp) if heir.is_none() && matches!(self.op, Op::Timer { .. }) => {
+                lp.disarm(key);
             }
             Some(lp) => lp.orphan(key, heir),
             // Without its loop the operation never lands here: its heir keeps what was lent.

@@ -139,6 +139,17 @@ impl Uring {
         }
     }
 
+    /// Takes back what the kernel has not seen. By the time it would, the number that the entry
+    /// names may be another file's.
+    fn withdraw(&mut self, key: Key) -> bool {
+        if self.ring.withdraw(key.bits(), encode::nop(CANCEL)) {
+            return true;
+        }
+        let before = self.backlog.len();
+        self.backlog.retain(|sqe| sqe.user_data != key.bits());
+        self.backlog.len() < before
+    }
+
     /// Remembers the number that `key` works on.
     #[inline]
     fn note(&mut self, key: Key, fd: RawFd) {
@@ -279,6 +290,10 @@ impl Engine for Uring {
 
     fn cancel(&mut self, key: Key) {
         if self.timers.remove(key) {
+            self.landed.push(Completion { key, res: -libc::ECANCELED, flags: 0 });
+        } else if self.withdraw(key) {
+            self.in_kernel -= 1;
+            self.pending[key.index() as usize].fd = NO_DESCRIPTOR;
             self.landed.push(Completion { key, res: -libc::ECANCELED, flags: 0 });
         } else {
             // SAFETY: a cancel names no memory.

@@ -325,6 +325,22 @@ impl Ring {
         true
     }
 
+    /// Puts `instead` in the place of the entry with this `user_data`, if the kernel has not consumed
+    /// it yet.
+    pub(super) fn withdraw(&mut self, user_data: u64, instead: Sqe) -> bool {
+        for back in 1..=self.unsubmitted() {
+            let index = (self.sq_local_tail.wrapping_sub(back) & self.sq_mask) as usize;
+            // SAFETY: the mask keeps the index inside the mapping. The kernel reads entries only
+            // while this thread is inside `enter`, so what it has not consumed is ours to change.
+            let entry = unsafe { self.sqes.add(index).as_mut() };
+            if entry.user_data == user_data {
+                *entry = instead;
+                return true;
+            }
+        }
+        false
+    }
+
     /// Whether completions wait in the kernel for an enter that asks for them: deferred task work,
     /// or completions that did not fit.
     #[inline]

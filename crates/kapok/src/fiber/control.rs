@@ -32,13 +32,14 @@ use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Wake, Waker};
 use std::time::Instant;
 
 use corosensei::{Coroutine, Yielder};
 use kapok_engine::Key;
 
+use super::join::Abandon;
 use super::local::Locals;
 use crate::runtime::Remote;
 use crate::stack::{FiberLabel, PooledStack, StackSize};
@@ -82,6 +83,8 @@ pub(crate) struct Local {
     /// How many shields are around the code that runs now.
     pub(crate) shields: u32,
     pub(crate) locals: Locals,
+    /// Who is told if the fiber never ends. Weak: what the fiber comes to is not the fiber's to keep.
+    pub(crate) packet: Weak<dyn Abandon>,
 }
 
 pub(crate) struct Fiber {
@@ -101,7 +104,7 @@ pub(crate) struct Fiber {
 // SAFETY: `local` is only reached through `Fiber::local`, whose callers are on the home thread (or
 // hold the unstarted fiber alone); everything else is atomic or never changes. What `local` still
 // holds when the last reference goes, on whichever thread, is inert: the loop has taken out the
-// entry and the coroutine.
+// entry, the coroutine and the fiber-locals, and a weak reference frees memory at most.
 unsafe impl Send for Fiber {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Fiber {}
@@ -112,6 +115,7 @@ impl Fiber {
         stack_size: StackSize,
         deadline: Option<Instant>,
         entry: Box<dyn FnOnce()>,
+        packet: Weak<dyn Abandon>,
     ) -> Arc<Fiber> {
         Arc::new(Fiber {
             word: AtomicU8::new(EMPTY),
@@ -132,6 +136,7 @@ impl Fiber {
                 waits: 0,
                 shields: 0,
                 locals: Locals::new(),
+                packet,
             }),
         })
     }

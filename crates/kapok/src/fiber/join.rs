@@ -102,9 +102,11 @@ impl<T> Packet<T> {
         let mut state = self.lock();
         match &mut *state {
             State::Running(waker) => {
-                if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-                    let _old = waker.replace(context.waker().clone());
-                }
+                let known = waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+                let old = if known { None } else { waker.replace(context.waker().clone()) };
+                // It may be the last of its kind, and its destructor anybody's.
+                drop(state);
+                drop(old);
                 Poll::Pending
             }
             State::Over(_) => match std::mem::replace(&mut *state, State::Taken) {
@@ -122,6 +124,17 @@ impl<T> Drop for Packet<T> {
             let panicked = matches!(&*self.lock(), State::Over(Err(JoinError::Panicked(_))));
             flag.fetch_or(panicked, Ordering::Relaxed);
         }
+    }
+}
+
+/// A packet of whatever type, to be told that nothing will come.
+pub(crate) trait Abandon {
+    fn abandon(&self);
+}
+
+impl<T> Abandon for Packet<T> {
+    fn abandon(&self) {
+        self.settle(Err(JoinError::Abandoned));
     }
 }
 

@@ -11,16 +11,17 @@ pub(crate) use interrupt::interrupt_of;
 pub use interrupt::{Canceled, Interrupted, check_interrupted, deadline, shield, timeout};
 pub use join::{JoinError, JoinHandle};
 pub use local::FiberLocal;
+pub(crate) use local::Locals;
 pub use scope::{Scope, ScopedJoinHandle, scope};
 
-use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::runtime::{Loop, Unstarted};
 use crate::stack::{FiberLabel, StackSize};
-use join::{Packet, Settler};
+use join::{Abandon, Packet, Settler};
 
 /// How a fiber is made: its name and its stack.
 ///
@@ -156,12 +157,25 @@ struct Entry<F, T, G> {
 impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
     fn run(self) {
         let Entry { f, settler, ended } = self;
-        let result = std::panic::catch_unwind(AssertUnwindSafe(f));
+        let result = catch_unwind(AssertUnwindSafe(f));
         // Fiber-locals go while there is still a fiber; one that panics does no more than that.
-        let _ = std::panic::catch_unwind(local::drop_all);
-        settler.settle(result.map_err(JoinError::Panicked));
-        drop(ended);
+        while !contain(local::drop_all) {}
+        // If nobody takes the result it is dropped here, by a destructor that is anybody's.
+        contain(|| settler.settle(result.map_err(JoinError::Panicked)));
+        contain(|| drop(ended));
+        while !contain(local::drop_all) {}
     }
+}
+
+/// Runs code of the user's where a panic has no one to go to: it ends here, reported by the panic
+/// hook. `false`: there was one.
+pub(crate) fn contain(f: impl FnOnce()) -> bool {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(f)) else { return true };
+    // What was thrown may throw when it is dropped; what that throws is leaked.
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(again);
+    }
+    false
 }
 
 /// [`prepare`] for an entry and a result that may borrow.
@@ -185,11 +199,16 @@ unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
     let entry = unsafe {
         std::mem::transmute::<Box<dyn FnOnce() + 'a>, Box<dyn FnOnce() + 'static>>(entry)
     };
+    let weak: Weak<dyn Abandon + 'a> = Arc::<Packet<T>>::downgrade(&packet);
+    // SAFETY: only the lifetime changes. A packet is told that its fiber is abandoned only while the
+    // fiber is not over, when what it borrows lasts still; and a weak reference drops no result.
+    let weak = unsafe { std::mem::transmute::<Weak<dyn Abandon + 'a>, Weak<dyn Abandon>>(weak) };
     let fiber = Fiber::new(
         FiberLabel { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), name: builder.name },
         builder.stack_size.unwrap_or(StackSize::DEFAULT),
         builder.deadline,
         entry,
+        weak,
     );
     (Unstarted { fiber: Arc::clone(&fiber), movable }, JoinHandle { fiber, packet })
 }
@@ -227,8 +246,8 @@ pub fn current_id() -> Option<u64> {
 /// The name of the fiber that runs, if one does and it has one.
 pub fn current_name() -> Option<String> {
     Loop::with_running(|running| {
-        // SAFETY: the fiber that runs is alive.
         running.and_then(|(_, fiber)| {
+            // SAFETY: the fiber that runs is alive.
             unsafe { fiber.as_ref() }.label.name.as_deref().map(str::to_owned)
         })
     })

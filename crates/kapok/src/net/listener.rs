@@ -14,7 +14,8 @@ use kapok_engine::Op;
 use socket2::{SockAddr, SockAddrStorage};
 
 use super::socket::Socket;
-use crate::op::Pending;
+use crate::fiber;
+use crate::op::{self, Pending};
 use crate::park;
 use crate::runtime::Loop;
 
@@ -41,7 +42,9 @@ struct Returned {
 #[derive(Debug, Default)]
 struct ReturnedInner {
     connections: VecDeque<Accepted>,
-    waiting: Vec<Waker>,
+    /// Who waits, each with a number: wakers do not tell two accepts of one fiber apart.
+    waiting: Vec<(u64, Waker)>,
+    numbered: u64,
 }
 
 impl Returned {
@@ -55,7 +58,7 @@ impl Returned {
         self.count.store(inner.connections.len(), Ordering::Release);
         let waiting = std::mem::take(&mut inner.waiting);
         drop(inner);
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     fn take(&self) -> Option<Accepted> {
@@ -68,16 +71,31 @@ impl Returned {
         connection
     }
 
-    /// Has `waker` woken by the next connection that is given back.
-    fn watch(&self, waker: &Waker) {
+    /// Has `waker` woken by the next connection that is given back, once. `true`: it was not going
+    /// to be, and a connection may have been given back before.
+    fn watch(&self, watching: &mut Option<u64>, waker: &Waker) -> bool {
         let mut inner = self.lock();
-        if !inner.waiting.iter().any(|known| known.will_wake(waker)) {
-            inner.waiting.push(waker.clone());
+        let known = inner.waiting.iter_mut().find(|known| Some(known.0) == *watching);
+        if let Some((_, known)) = known {
+            let old = (!known.will_wake(waker)).then(|| std::mem::replace(known, waker.clone()));
+            // Anybody's destructor runs with nothing locked.
+            drop(inner);
+            drop(old);
+            return false;
         }
+        let number = inner.numbered;
+        inner.numbered += 1;
+        inner.waiting.push((number, waker.clone()));
+        *watching = Some(number);
+        true
     }
 
-    fn unwatch(&self, waker: &Waker) {
-        self.lock().waiting.retain(|known| !known.will_wake(waker));
+    fn unwatch(&self, watching: u64) {
+        let mut inner = self.lock();
+        let known = inner.waiting.iter().position(|known| known.0 == watching);
+        let known = known.map(|at| inner.waiting.swap_remove(at));
+        drop(inner);
+        drop(known);
     }
 }
 
@@ -104,8 +122,39 @@ impl Listener {
     }
 
     pub(super) fn accept(&self) -> io::Result<(Socket, SockAddr)> {
-        let (fd, address) = park::block_on_interruptible(self.accept_async())??;
-        Ok((fd, address))
+        if fiber::on_fiber() && !std::thread::panicking() {
+            park::block_on_interruptible(self.accept_async())?
+        } else {
+            self.accept_blocking()
+        }
+    }
+
+    /// Accepts where nothing can suspend: on a plain thread, or while a fiber unwinds.
+    fn accept_blocking(&self) -> io::Result<(Socket, SockAddr)> {
+        loop {
+            if let Some((fd, address)) = self.returned.take() {
+                return admit(fd, address);
+            }
+            let storage = SockAddrStorage::zeroed();
+            let len = storage.size_of();
+            let mut address = PeerAddress { storage, len };
+            let op = Op::Accept {
+                fd: self.socket.as_raw_fd(),
+                addr: (&raw mut address.storage).cast(),
+                addr_len: &raw mut address.len,
+            };
+            // SAFETY: the address is a local that outlives the call, and the listener is borrowed.
+            match unsafe { op::run(op) } {
+                Ok(fd) => {
+                    // SAFETY: a descriptor that accept has just made and that nobody else knows.
+                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                    // SAFETY: accept filled in the address and its length.
+                    return admit(fd, unsafe { SockAddr::new(address.storage, address.len) });
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     pub(super) fn accept_async(&self) -> Accept<'_> {
@@ -123,7 +172,7 @@ struct PeerAddress {
 pub(super) struct Accept<'a> {
     listener: &'a Listener,
     pending: Option<(Pending, *mut PeerAddress)>,
-    watching: Option<Waker>,
+    watching: Option<u64>,
 }
 
 impl Accept<'_> {
@@ -180,12 +229,7 @@ impl Future for Accept<'_> {
                 }
             }) else {
                 let listener = self.listener;
-                if self.watching.as_ref().is_none_or(|known| !known.will_wake(context.waker())) {
-                    if let Some(old) = self.watching.replace(context.waker().clone()) {
-                        listener.returned.unwatch(&old);
-                    }
-                    listener.returned.watch(context.waker());
-                    // One may have been given back before we watched.
+                if listener.returned.watch(&mut self.watching, context.waker()) {
                     continue;
                 }
                 return Poll::Pending;
@@ -253,8 +297,8 @@ fn admit(fd: OwnedFd, address: SockAddr) -> io::Result<(Socket, SockAddr)> {
 
 impl Drop for Accept<'_> {
     fn drop(&mut self) {
-        if let Some(waker) = self.watching.take() {
-            self.listener.returned.unwatch(&waker);
+        if let Some(watching) = self.watching.take() {
+            self.listener.returned.unwatch(watching);
         }
     }
 }

@@ -140,6 +140,10 @@ fn wait_on_fiber<F: Future>(
                     Limit::Deadline(at) => Some(at),
                 };
                 if !control.prepare_park() {
+                    // A future that wakes itself all the time must let others run.
+                    if !lp.may_go_on() {
+                        lp.yield_now(fiber);
+                    }
                     return Ok(());
                 }
                 // A timer unparks like any other waker.

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use kapok_engine::{AnyEngine, Completion, Completions, Engine, Key, Kind, Op, Su
 use super::group::Group;
 use super::remote::Remote;
 use super::slots::{Slots, Waiter};
-use crate::fiber::{Fiber, Waiting};
+use crate::fiber::{Fiber, Locals, Waiting, contain};
 use crate::stack::{self, StackPool};
 
 thread_local! {
@@ -38,7 +39,19 @@ pub(crate) struct Unstarted {
     pub(crate) movable: bool,
 }
 
+impl Unstarted {
+    /// Drops what the fiber would have run, on the calling thread: who joins it learns that it was
+    /// abandoned.
+    pub(crate) fn discard(self) {
+        // SAFETY: unstarted, and held by the caller alone.
+        let entry = unsafe { (*self.fiber.local()).entry.take() };
+        contain(|| drop(entry));
+    }
+}
+
 pub(crate) struct Loop {
+    /// Tells this loop from every other of the process, earlier ones included.
+    id: u64,
     engine: RefCell<AnyEngine>,
     slots: RefCell<Slots>,
     ready: RefCell<VecDeque<NonNull<Fiber>>>,
@@ -59,6 +72,8 @@ pub(crate) struct Loop {
     kind: Kind,
     /// Fibers get no new lease: what is spawned now is cancelled from the start.
     closing: Cell<bool>,
+    /// Operations in flight whose results have an heir.
+    orphans: Cell<usize>,
 }
 
 #[derive(Default)]
@@ -110,7 +125,9 @@ impl Loop {
         group: Arc<Group>,
         index: usize,
     ) -> Loop {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Loop {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             kind: engine.kind(),
             engine: RefCell::new(engine),
             slots: RefCell::new(Slots::new()),
@@ -126,6 +143,7 @@ impl Loop {
             group,
             index,
             closing: Cell::new(false),
+            orphans: Cell::new(0),
         }
     }
 
@@ -140,6 +158,10 @@ impl Loop {
     #[inline]
     pub(crate) fn with_running<R>(f: impl FnOnce(Option<(&Loop, NonNull<Fiber>)>) -> R) -> R {
         Loop::with_current(|current| f(current.and_then(|lp| Some((lp, lp.running.get()?)))))
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -173,7 +195,8 @@ impl Loop {
     pub(crate) unsafe fn submit(&self, waiter: Waiter, op: Op) -> Result<Key, i32> {
         let key = self.slots.borrow_mut().insert(waiter);
         // SAFETY: by the caller; the key is fresh.
-        match unsafe { self.engine.borrow_mut().submit(key, op) } {
+        let submitted = unsafe { self.engine.borrow_mut().submit(key, op) };
+        match submitted {
             Submitted::Pending => Ok(key),
             Submitted::Done(res) => {
                 // Dropped here and now, with nothing borrowed.
@@ -221,6 +244,9 @@ impl Loop {
             Some(Waiter::Landed(_)) => slots.remove(key),
             Some(waiter) => {
                 self.engine.borrow_mut().cancel(key);
+                if matches!(next, Waiter::Orphan(_)) {
+                    self.orphans.set(self.orphans.get() + 1);
+                }
                 let old = std::mem::replace(waiter, next);
                 drop(slots);
                 drop(old);
@@ -300,10 +326,13 @@ impl Loop {
             Waiter::Limit(fiber) => self.interrupt(unsafe { fiber.as_ref() }),
             Waiter::Task(waker) => {
                 if let Some(waker) = waker {
-                    waker.wake();
+                    contain(|| waker.wake());
                 }
             }
-            Waiter::Orphan(heir) => heir(completion.res),
+            Waiter::Orphan(heir) => {
+                self.orphans.set(self.orphans.get() - 1);
+                contain(|| heir(completion.res));
+            }
             Waiter::Nobody => {}
             Waiter::Landed(_) | Waiter::Free(_) => unreachable!("{key:?} landed twice"),
         }
@@ -367,18 +396,16 @@ impl Loop {
     }
 
     fn start(&self, unstarted: Unstarted) {
-        let fiber = unstarted.fiber;
-        let stack = match self.stacks.borrow_mut().allocate_sized(fiber.stack_size) {
+        let stack = self.stacks.borrow_mut().allocate_sized(unstarted.fiber.stack_size);
+        let stack = match stack {
             Ok(stack) => stack,
             Err(error) => {
-                tracing::error!(fiber = fiber.title(), %error, "no stack for a fiber");
-                // SAFETY: an unstarted fiber that we alone hold. Dropping its entry tells who
-                // joins it that it was abandoned.
-                let entry = unsafe { (*fiber.local()).entry.take() };
-                drop(entry);
+                tracing::error!(fiber = unstarted.fiber.title(), %error, "no stack for a fiber");
+                unstarted.discard();
                 return;
             }
         };
+        let fiber = unstarted.fiber;
         fiber.set_home(&self.remote);
         let pointer = NonNull::from(&*fiber);
         let body = move |yielder: &corosensei::Yielder<(), ()>, ()| {
@@ -430,11 +457,16 @@ impl Loop {
         if let Some(coroutine) = coroutine {
             self.stacks.borrow_mut().release(coroutine.into_stack());
         }
+        // SAFETY: as above. What destructors have made since the fiber dropped its locals goes on
+        // this thread, whoever holds the fiber.
+        let locals =
+            unsafe { std::mem::replace(&mut (*fiber.as_ref().local()).locals, Locals::new()) };
+        contain(|| drop(locals));
         let fiber = self.fibers.borrow_mut().remove(index);
         drop(fiber);
         let watcher = self.endings.take();
         if let Some(watcher) = watcher {
-            watcher.wake();
+            contain(|| watcher.wake());
         }
     }
 
@@ -552,27 +584,25 @@ impl Loop {
     pub(crate) fn close(&self, limit: Duration) -> io::Result<()> {
         let _entered = Entered(CURRENT.replace(self));
         self.closing.set(true);
-        let deadline = Instant::now() + limit;
+        // Without one the limit is beyond the end of time.
+        let deadline = Instant::now().checked_add(limit);
+        let wait = deadline.map_or(Wait::Forever, Wait::Until);
         loop {
-            let unstarted = self.unstarted.take();
-            for one in unstarted {
-                // SAFETY: unstarted, and held by us alone. Its entry is dropped on this thread.
-                let entry = unsafe { (*one.fiber.local()).entry.take() };
-                drop(entry);
-            }
+            self.unstarted.take().into_iter().for_each(Unstarted::discard);
             let all: Vec<Arc<Fiber>> =
                 self.fibers.borrow().slots.iter().flatten().cloned().collect();
-            if all.is_empty() {
+            // What was discarded may have spawned anew; what is landing may be a connection.
+            if all.is_empty() && self.unstarted.borrow().is_empty() && self.orphans.get() == 0 {
                 return Ok(());
             }
             for fiber in all {
                 fiber.request_cancel();
             }
             self.attend();
-            if Instant::now() >= deadline {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 break;
             }
-            self.turn(Wait::Until(deadline))?;
+            self.turn(wait)?;
             self.run_fibers();
         }
         self.abandon();
@@ -583,6 +613,8 @@ impl Loop {
         let left = std::mem::take(&mut *self.fibers.borrow_mut());
         for fiber in left.slots.into_iter().flatten() {
             tracing::error!(fiber = fiber.title(), "did not end when its loop closed: leaked");
+            // SAFETY: our own fiber; a copy of a weak reference.
+            let packet = unsafe { (*fiber.local()).packet.upgrade() };
             // SAFETY: our own fiber, suspended for good. Neither its stack nor what lies on it is
             // ever freed: the kernel, or another thread, may hold borrows of it.
             unsafe {
@@ -594,6 +626,18 @@ impl Loop {
             }
             // Wakers may come back to it for ever; it must not be freed under the inbox.
             std::mem::forget(fiber);
+            if let Some(packet) = packet {
+                contain(|| packet.abandon());
+            }
+        }
+        for one in self.unstarted.take() {
+            // Each that was discarded spawned another, all the time.
+            // SAFETY: unstarted, and held by us alone.
+            let packet = unsafe { (*one.fiber.local()).packet.upgrade() };
+            std::mem::forget(one);
+            if let Some(packet) = packet {
+                contain(|| packet.abandon());
+            }
         }
         self.ready.borrow_mut().clear();
     }

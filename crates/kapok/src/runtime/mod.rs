@@ -179,7 +179,7 @@ impl Runtime {
                 std::panic::resume_unwind(panic);
             }
         }
-        drop(group.take_all());
+        group.take_all().into_iter().for_each(Unstarted::discard);
         match handle.expect("the main fiber was spawned").join() {
             Ok(value) => value,
             Err(JoinError::Panicked(panic)) => std::panic::resume_unwind(panic),
@@ -194,6 +194,16 @@ struct StopOnDrop(Arc<Group>);
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
+    }
+}
+
+/// A loop must not be unwound: its suspended fibers would be, and what they lent is in use.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        eprintln!("kapok: a panic reached a loop, which cannot go on");
+        std::process::abort();
     }
 }
 
@@ -213,7 +223,9 @@ fn serve_loop(
     group.join(index, Arc::clone(&remote));
     let lp =
         Loop::new(engine, StackPool::new(StackSize::DEFAULT), remote, Arc::clone(group), index);
+    let guard = AbortOnUnwind;
     let outcome = lp.run(done).and_then(|()| lp.close(builder.close_limit));
+    std::mem::forget(guard);
     if let Err(error) = outcome {
         // Memory is lent to an engine that will not say when it is done with it. No fiber can go
         // on, and nothing may be freed.
