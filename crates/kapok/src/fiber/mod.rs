@@ -227,8 +227,8 @@ pub fn current_id() -> Option<u64> {
 /// The name of the fiber that runs, if one does and it has one.
 pub fn current_name() -> Option<String> {
     Loop::with_running(|running| {
-        // SAFETY: the fiber that runs is alive.
         running.and_then(|(_, fiber)| {
+            // SAFETY: the fiber that runs is alive.
             unsafe { fiber.as_ref() }.label.name.as_deref().map(str::to_owned)
         })
     })
