@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,14 +20,14 @@ fn program(example: &str) -> PathBuf {
     let profile = test.ancestors().nth(2).unwrap();
     let program = profile.join("examples").join(example);
     let missing = format!("{}: `cargo build -p kapok --examples` makes it", program.display());
-    assert!(Path::new(&program).exists(), "{missing}");
+    assert!(program.exists(), "{missing}");
     program
 }
 
 /// An example that serves.
 struct Server {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    stdout: Option<BufReader<ChildStdout>>,
     address: SocketAddr,
     /// What it printed before it listened.
     preamble: String,
@@ -36,18 +36,30 @@ struct Server {
 impl Server {
     fn start(example: &str) -> Server {
         let mut command = Command::new(program(example));
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut preamble = String::new();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        // From here on its destructor ends the program, whatever the program prints.
+        let mut server = Server {
+            child,
+            stdout: None,
+            address: SocketAddr::from(([0; 4], 0)),
+            preamble: String::new(),
+        };
+        server.stdout = server.child.stdout.take().map(BufReader::new);
         loop {
-            let mut line = String::new();
-            assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "{example} ended: {preamble}");
+            let line = server.read_line();
+            assert_ne!(line, "", "{example} ended: {}", server.preamble);
             if let Some(address) = line.strip_prefix("listening on ") {
-                let address = address.trim_end().parse().unwrap();
-                return Server { child, stdout, address, preamble };
+                server.address = address.trim_end().parse().unwrap();
+                return server;
             }
-            preamble += &line;
+            server.preamble += &line;
         }
+    }
+
+    fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
+        line
     }
 
     fn connect(&self) -> TcpStream {
@@ -73,7 +85,7 @@ impl Server {
             thread::sleep(Duration::from_millis(5));
         };
         let mut printed = String::new();
-        self.stdout.read_to_string(&mut printed).unwrap();
+        self.stdout.as_mut().unwrap().read_to_string(&mut printed).unwrap();
         (status, printed)
     }
 
@@ -86,10 +98,12 @@ impl Server {
 
     /// Waits for a line of its output that contains `text`.
     fn wait_for_line(&mut self, text: &str) {
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "it ended without {text:?}");
+        loop {
+            let line = self.read_line();
+            assert_ne!(line, "", "it ended without {text:?}");
+            if line.contains(text) {
+                return;
+            }
         }
     }
 }
