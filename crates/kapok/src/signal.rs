@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use kapok_engine::sys::preserving_errno;
 use signal_hook_registry::SigId;
 
+use crate::fiber;
 use crate::net::UnixStream;
 
 /// Signals that were asked for, in the order in which they came.
@@ -19,7 +20,7 @@ use crate::net::UnixStream;
 /// ```no_run
 /// # fn main() -> std::io::Result<()> {
 /// # kapok::Runtime::new()?.run(|| -> std::io::Result<()> {
-/// let mut signals = kapok::signal::Signals::new([libc::SIGINT, libc::SIGTERM])?;
+/// let mut signals = kapok::signal::Signals::termination()?;
 /// let signal = signals.recv()?;
 /// println!("told to stop by signal {signal}");
 /// # Ok(())
@@ -76,6 +77,15 @@ impl Signals {
         Ok(this)
     }
 
+    /// Asks for the signals by which a program is told to end: `SIGINT` (Ctrl-C) and `SIGTERM`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor left.
+    pub fn termination() -> io::Result<Signals> {
+        Signals::new([libc::SIGINT, libc::SIGTERM])
+    }
+
     /// Waits for the next signal.
     ///
     /// # Errors
@@ -86,10 +96,32 @@ impl Signals {
             if let Some(signal) = self.seen.pop_front() {
                 return Ok(signal);
             }
-            let mut numbers = [0; 64];
-            let count = self.pipe.read(&mut numbers)?;
-            self.seen.extend(numbers[..count].iter().map(|&number| i32::from(number)));
+            self.take_numbers()?;
         }
+    }
+
+    /// As [`recv`](Signals::recv), in a future for [`select!`](crate::select). Dropped early it
+    /// loses no signal. Polled on a fiber.
+    ///
+    /// # Errors
+    ///
+    /// What waiting for the descriptor says.
+    pub async fn recv_async(&mut self) -> io::Result<i32> {
+        loop {
+            if let Some(signal) = self.seen.pop_front() {
+                return Ok(signal);
+            }
+            self.pipe.readable_async().await?;
+            // Nobody else reads the pipe, so this does not wait; nor is a future interrupted.
+            fiber::shield(|| self.take_numbers())?;
+        }
+    }
+
+    fn take_numbers(&mut self) -> io::Result<()> {
+        let mut numbers = [0; 64];
+        let count = self.pipe.read(&mut numbers)?;
+        self.seen.extend(numbers[..count].iter().map(|&number| i32::from(number)));
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +48,17 @@ impl fmt::Display for JoinError {
 }
 
 impl std::error::Error for JoinError {}
+
+/// For `join()??` in a fiber that does I/O. The payload of a panic is reduced to its text.
+impl From<JoinError> for io::Error {
+    fn from(error: JoinError) -> io::Error {
+        match error {
+            JoinError::Canceled => Interrupted::Canceled.into(),
+            JoinError::DeadlineElapsed => Interrupted::DeadlineElapsed.into(),
+            JoinError::Panicked(_) | JoinError::Abandoned => io::Error::other(error.to_string()),
+        }
+    }
+}
 
 /// The text of a panic.
 pub(super) fn message(payload: &(dyn Any + Send)) -> Option<&str> {

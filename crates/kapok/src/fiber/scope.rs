@@ -7,8 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use super::control::Fiber;
+use super::interrupt::Interrupted;
 use super::join::{JoinError, JoinHandle, Packet};
 use super::{Builder, prepare_borrowing};
 use crate::park;
@@ -39,7 +41,8 @@ pub struct Scope<'scope, 'env: 'scope> {
     shared: Arc<Shared>,
     /// A child panicked and its handle did not take the panic.
     panicked: Arc<AtomicBool>,
-    children: Mutex<Vec<Arc<Fiber>>>,
+    /// Each with the deadline that it was born under.
+    children: Mutex<Vec<(Arc<Fiber>, Option<Instant>)>>,
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
 }
@@ -135,7 +138,8 @@ impl<'scope> Scope<'scope, '_> {
         T: 'scope,
     {
         // A deadline around the scope is one around its children.
-        builder.deadline = super::current_deadline();
+        let deadline = super::current_deadline();
+        builder.deadline = deadline;
         let packet = Packet::with_unjoined_panic(Arc::clone(&self.panicked));
         self.shared.running.fetch_add(1, Ordering::AcqRel);
         let child = Child(Arc::clone(&self.shared));
@@ -150,15 +154,25 @@ impl<'scope> Scope<'scope, '_> {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         // Only what still runs has to be cancelled with the scope.
         if children.len() == children.capacity() {
-            children.retain(|child| Arc::strong_count(child) > 1);
+            children.retain(|(child, _)| Arc::strong_count(child) > 1);
         }
-        children.push(fiber);
+        children.push((fiber, deadline));
         ScopedJoinHandle { handle, scope: PhantomData }
     }
 
     fn cancel_children(&self) {
-        for child in &*self.children.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (child, _) in &*self.children.lock().unwrap_or_else(PoisonError::into_inner) {
             child.request_cancel();
+        }
+    }
+
+    /// Cancels the children that `passed` has not reached by itself: those spawned in a shield. The
+    /// others are interrupted by their own deadline, and their calls fail with `TimedOut`.
+    fn cancel_children_beyond(&self, passed: Option<Instant>) {
+        for (child, deadline) in &*self.children.lock().unwrap_or_else(PoisonError::into_inner) {
+            if deadline.is_none_or(|deadline| passed.is_none_or(|passed| deadline > passed)) {
+                child.request_cancel();
+            }
         }
     }
 
@@ -174,18 +188,24 @@ impl<'scope> Scope<'scope, '_> {
                 }
             })
         };
-        if park::block_on_interruptible(all_over()).is_err() {
-            self.cancel_children();
-            park::block_on(all_over());
+        match park::block_on_interruptible(all_over()) {
+            Ok(()) => return,
+            Err(Interrupted::Canceled) => self.cancel_children(),
+            Err(Interrupted::DeadlineElapsed) => {
+                self.cancel_children_beyond(super::current_deadline());
+            }
         }
+        park::block_on(all_over());
     }
 }
 
 /// Runs `f` with a scope in which fibers can be spawned that borrow from around it. Returns when
 /// `f` has returned and every child has ended.
 ///
-/// If the fiber that waits here is cancelled, or a deadline around the scope passes, the children
-/// are cancelled too, and still waited for.
+/// If the fiber that waits here is cancelled, the children are cancelled too, and still waited for.
+/// A deadline around the scope is one around its children: when it passes, their calls fail with
+/// [`TimedOut`](std::io::ErrorKind::TimedOut). Children that were spawned in a
+/// [`shield`](super::shield) have no deadline; they are cancelled then.
 ///
 /// # Panics
 ///
