@@ -73,12 +73,15 @@ pub(crate) fn in_child(name: &str, variables: &[(&str, &str)], body: impl FnOnce
         std::process::exit(0);
     }
     let program = std::env::current_exe().expect("the test's own path");
-    Command::new(program)
+    let output = Command::new(program)
         .args([name, "--exact", "--nocapture"])
         .env(CHILD, name)
         .envs(variables.iter().copied())
         .output()
-        .expect("a child process")
+        .expect("a child process");
+    let ran = String::from_utf8_lossy(&output.stdout).contains("running 1 test");
+    assert!(ran, "there is no test {name:?}");
+    output
 }
 
 /// [`in_child`], where the child must succeed.
