@@ -25,6 +25,49 @@ fn thread(body: Box<dyn FnOnce() + Send>) -> Join {
     Box::new(move || handle.join().expect("a worker panicked"))
 }
 
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A runtime on this many loops that runs whatever it is sent, each as a fiber.
+fn fiber_loops(threads: usize) -> channel::Sender<Job> {
+    let (jobs, received) = channel::unbounded::<Job>();
+    thread::spawn(move || {
+        let runtime = kapok::Runtime::builder().threads(threads).build().expect("an engine");
+        runtime.run(move || received.iter().for_each(|job| kapok::spawn(job).detach()));
+    });
+    jobs
+}
+
+fn fiber_of(loops: &channel::Sender<Job>, body: Job) -> Join {
+    let (done, ended) = mpsc::channel();
+    let job: Job = Box::new(move || {
+        body();
+        let _ = done.send(());
+    });
+    assert!(loops.send(job).is_ok(), "the loops have ended");
+    Box::new(move || ended.recv().expect("a fiber panicked"))
+}
+
+static ONE_LOOP: LazyLock<channel::Sender<Job>> = LazyLock::new(|| fiber_loops(1));
+static TWO_LOOPS: LazyLock<channel::Sender<Job>> = LazyLock::new(|| fiber_loops(2));
+
+fn fiber_on_one_loop(body: Job) -> Join {
+    fiber_of(&ONE_LOOP, body)
+}
+
+fn fiber_on_two_loops(body: Job) -> Join {
+    fiber_of(&TWO_LOOPS, body)
+}
+
+/// Threads and fibers of both runtimes by turns.
+fn fiber_or_thread(body: Job) -> Join {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    match NEXT.fetch_add(1, Ordering::Relaxed) % 3 {
+        0 => thread(body),
+        1 => fiber_on_one_loop(body),
+        _ => fiber_on_two_loops(body),
+    }
+}
+
 fn rounds(at_ci: usize) -> usize {
     match std::env::var("KAPOK_SCALE").as_deref() {
         Ok("full") => at_ci * 20,
@@ -567,6 +610,9 @@ macro_rules! behaviours {
 
 behaviours! {
     on_threads: super::thread;
+    on_fibers_of_one_loop: super::fiber_on_one_loop;
+    on_fibers_of_two_loops: super::fiber_on_two_loops;
+    on_fibers_and_threads: super::fiber_or_thread;
     => [
         one_at_a_time_has_the_mutex
         readers_see_what_writers_finished
