@@ -107,14 +107,13 @@ fn rings(findings: &mut Vec<Finding>) -> bool {
         Ok(modes) => {
             findings.push(Finding::ok("io_uring", "a ring was set up"));
             for mode in modes {
-                findings.push(if mode.works {
-                    Finding::ok("io_uring", mode.name)
-                } else {
-                    Finding::warn(
+                findings.push(match mode.works {
+                    Ok(()) => Finding::ok("io_uring", format!("{}: {}", mode.name, mode.use_for)),
+                    Err(error) => Finding::warn(
                         "io_uring",
-                        format!("no {}: a slower way is taken", mode.name),
+                        format!("no {} ({error}); it is for: {}", mode.name, mode.use_for),
                         format!("Linux {} or later", mode.since),
-                    )
+                    ),
                 });
             }
             true

@@ -10,20 +10,35 @@ pub(super) struct Obstacle {
     pub(super) cure: String,
 }
 
-/// A way to set up a ring, and what it is good for.
+/// Something a ring can do, and what it is good for.
 #[derive(Debug)]
 pub(super) struct Mode {
     pub(super) name: &'static str,
+    pub(super) use_for: &'static str,
     pub(super) since: &'static str,
-    pub(super) works: bool,
+    /// Or what came of the attempt.
+    pub(super) works: Result<(), String>,
 }
 
-/// Sets up a ring, and if that works the better kinds of it.
+/// Sets up a ring, and if that works tries what it can do.
 pub(super) fn probe() -> Result<Vec<Mode>, Obstacle> {
     #[cfg(target_os = "linux")]
     {
-        linux::setup(0).map_err(|errno| explain(errno, &Surroundings::look()))?;
-        Ok(linux::modes())
+        let features =
+            kapok_engine::uring::probe().map_err(|error| match error.raw_os_error() {
+                Some(errno) => explain(errno, &Surroundings::look()),
+                None => Obstacle {
+                    cause: error.to_string(),
+                    cure: "use Linux 5.13 or later".to_owned(),
+                },
+            })?;
+        let mode = |feature: kapok_engine::uring::Feature| Mode {
+            name: feature.name,
+            use_for: feature.use_for,
+            since: feature.since,
+            works: feature.works.map_err(|error| error.to_string()),
+        };
+        Ok(features.into_iter().map(mode).collect())
     }
     #[cfg(not(target_os = "linux"))]
     Err(Obstacle {
@@ -82,7 +97,7 @@ fn explain(errno: i32, around: &Surroundings) -> Obstacle {
         ),
         libc::ENOSYS => obstacle(
             "ENOSYS: this kernel has no io_uring".into(),
-            "use Linux 5.11 or later, built with CONFIG_IO_URING=y (gVisor and WSL 1 have none)"
+            "use Linux 5.13 or later, built with CONFIG_IO_URING=y (gVisor and WSL 1 have none)"
                 .into(),
         ),
         libc::EPERM if around.disabled == Some(2) => obstacle(
@@ -137,115 +152,6 @@ fn explain(errno: i32, around: &Surroundings) -> Obstacle {
             format!("io_uring_setup: {}", std::io::Error::from_raw_os_error(other)),
             "not a known cause: strace -e io_uring_setup shows the call".into(),
         ),
-    }
-}
-
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::io;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-
-    use super::Mode;
-
-    const SETUP_COOP_TASKRUN: u32 = 1 << 8;
-    const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
-    const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
-    const REGISTER_RING_FDS: libc::c_long = 20;
-    const REGISTER_PBUF_RING: libc::c_long = 22;
-
-    /// `struct io_uring_params`: of what goes in only the flags, and room for what comes out.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Parameters {
-        sq_entries: u32,
-        cq_entries: u32,
-        flags: u32,
-        out: [u32; 27],
-    }
-
-    /// A ring of eight entries with these flags, or the error number.
-    pub(super) fn setup(flags: u32) -> Result<OwnedFd, i32> {
-        let mut parameters = Parameters { flags, ..Parameters::default() };
-        // SAFETY: the parameters have the size of the kernel's struct and outlive the call.
-        let fd = unsafe {
-            libc::syscall(libc::SYS_io_uring_setup, 8 as libc::c_long, &raw mut parameters)
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
-        }
-        // SAFETY: the call has just given us this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
-    }
-
-    pub(super) fn modes() -> Vec<Mode> {
-        vec![
-            Mode { name: "COOP_TASKRUN", since: "5.19", works: setup(SETUP_COOP_TASKRUN).is_ok() },
-            Mode {
-                name: "SINGLE_ISSUER and DEFER_TASKRUN",
-                since: "6.1",
-                works: setup(SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN).is_ok(),
-            },
-            Mode { name: "registered ring", since: "5.18", works: registers_itself() },
-            Mode { name: "provided buffer rings", since: "5.19", works: takes_buffers() },
-        ]
-    }
-
-    fn register(ring: &OwnedFd, what: libc::c_long, argument: *mut libc::c_void) -> bool {
-        // SAFETY: both callers pass one valid argument of the kind that `what` asks for, which
-        // outlives the call.
-        unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_register,
-                ring.as_raw_fd(),
-                what,
-                argument,
-                1 as libc::c_long,
-            ) >= 0
-        }
-    }
-
-    /// On a thread of its own: the registration belongs to the thread and goes with it.
-    fn registers_itself() -> bool {
-        #[repr(C)]
-        struct Update {
-            offset: u32,
-            reserved: u32,
-            data: u64,
-        }
-        let attempt = std::thread::spawn(|| {
-            let Ok(ring) = setup(0) else { return false };
-            let mut update =
-                Update { offset: u32::MAX, reserved: 0, data: ring.as_raw_fd() as u64 };
-            register(&ring, REGISTER_RING_FDS, (&raw mut update).cast())
-        });
-        attempt.join().unwrap_or(false)
-    }
-
-    fn takes_buffers() -> bool {
-        #[repr(C)]
-        struct BufferRing {
-            address: u64,
-            entries: u32,
-            group: u16,
-            flags: u16,
-            reserved: [u64; 3],
-        }
-        #[repr(C, align(4096))]
-        struct Page([u8; 4096]);
-        let Ok(ring) = setup(0) else { return false };
-        let mut page = Box::new(Page([0; 4096]));
-        let mut buffers = BufferRing {
-            address: (&raw mut page.0).addr() as u64,
-            entries: 8,
-            group: 0,
-            flags: 0,
-            reserved: [0; 3],
-        };
-        let works = register(&ring, REGISTER_PBUF_RING, (&raw mut buffers).cast());
-        // The ring holds the page until it is gone.
-        drop(ring);
-        drop(page);
-        works
     }
 }
 

@@ -6,7 +6,7 @@ mod perform;
 
 pub(crate) use notifier::Notifier;
 pub use perform::perform;
-pub(crate) use perform::{connect_outcome, is_nonblocking, once, poll_one, socket_option};
+pub(crate) use perform::{connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option};
 
 use std::io;
 use std::os::fd::RawFd;

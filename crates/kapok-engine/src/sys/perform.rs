@@ -276,6 +276,12 @@ pub(crate) fn poll_one(fd: RawFd, events: Readiness, timeout_ms: i32) -> i32 {
     }
 }
 
+/// Whether `fd` is open.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: fcntl with integer arguments.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
 /// Whether `fd` has `O_NONBLOCK`. A number that is not open has: its calls fail at once.
 pub(crate) fn is_nonblocking(fd: RawFd) -> bool {
     // SAFETY: fcntl with integer arguments.

@@ -17,7 +17,10 @@
 //! descriptor elsewhere neither wakes nor ends it. [`Op::Close`] cancels what is pending on it first.
 
 mod encode;
+mod probe;
 mod ring;
+
+pub use probe::{Feature, probe};
 
 use std::collections::VecDeque;
 use std::io;
@@ -50,7 +53,7 @@ struct Pending {
     fd: RawFd,
 }
 
-const NO_DESCRIPTOR: RawFd = -1;
+const NO_DESCRIPTOR: RawFd = RawFd::MIN;
 
 /// The io_uring engine.
 pub struct Uring {
@@ -181,6 +184,9 @@ impl Uring {
     /// Ends everything that was submitted under the number `fd`, as far as the kernel is told here
     /// and now. By key: the kernel knows only open files, which other numbers may share.
     fn cancel_descriptor(&mut self, fd: RawFd) {
+        if self.in_kernel == 0 || !sys::is_open(fd) {
+            return;
+        }
         let landed = &mut self.landed;
         let in_kernel = &mut self.in_kernel;
         let pending = &mut self.pending;

@@ -156,8 +156,6 @@ pub(super) struct Ring {
     /// What `io_uring_enter` is given: an index of a registered ring, or the descriptor.
     enter_fd: RawFd,
     enter_flags: u32,
-    setup_flags: u32,
-    features: u32,
 
     sq_head: NonNull<AtomicU32>,
     sq_tail: NonNull<AtomicU32>,
@@ -193,7 +191,12 @@ impl Ring {
         Err(last)
     }
 
-    fn with_flags(submissions: u32, completions: u32, setup_flags: u32) -> io::Result<Ring> {
+    /// The same with these `IORING_SETUP_*`, or not at all.
+    pub(super) fn with_flags(
+        submissions: u32,
+        completions: u32,
+        setup_flags: u32,
+    ) -> io::Result<Ring> {
         // SAFETY: plain integers, for which zero is a value.
         let mut params: abi::io_uring_params = unsafe { std::mem::zeroed() };
         params.flags = setup_flags | abi::IORING_SETUP_CQSIZE | abi::IORING_SETUP_CLAMP;
@@ -230,8 +233,6 @@ impl Ring {
         let mut ring = Ring {
             enter_fd: fd.as_raw_fd(),
             enter_flags: 0,
-            setup_flags,
-            features: params.features,
             sq_head: rings.at(params.sq_off.head),
             sq_tail: rings.at(params.sq_off.tail),
             sq_flags: rings.at(params.sq_off.flags),
@@ -290,16 +291,6 @@ impl Ring {
             libc::syscall(libc::SYS_io_uring_register, self.fd.as_raw_fd(), opcode, argument, count)
         };
         if res < 0 { Err(errno()) } else { Ok(res as i32) }
-    }
-
-    /// Whether all of these `IORING_SETUP_*` are in force.
-    pub(super) fn has_setup_flags(&self, flags: u32) -> bool {
-        self.setup_flags & flags == flags
-    }
-
-    /// Whether the kernel has all of these `IORING_FEAT_*`.
-    pub(super) fn has_features(&self, features: u32) -> bool {
-        self.features & features == features
     }
 
     /// Whether io_uring_enter is given a registered index.

@@ -15,7 +15,8 @@ mod models {
     in_child_over_models! {
         a_slow_reader_costs_nothing_and_loses_nothing:
             threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select, poll Poll,
-            epoll Epoll, mio Mio, uring Uring, tokio Tokio;
+            epoll Epoll, mio Mio, uring Uring, tokio Tokio, fiber_uring FiberUring, fiber_epoll FiberEpoll,
+            fiber_poll FiberPoll, fiber_select FiberSelect;
     }
 }
 

@@ -16,8 +16,10 @@ mod models {
     in_child_over_models! {
         out_of_descriptors_it_waits_and_serves_on:
             threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select, poll Poll,
-            epoll Epoll, mio Mio, uring Uring, tokio Tokio;
-        refuses_descriptors_that_do_not_fit_and_serves_on: select Select;
+            epoll Epoll, mio Mio, uring Uring, tokio Tokio, fiber_uring FiberUring, fiber_epoll FiberEpoll,
+            fiber_poll FiberPoll, fiber_select FiberSelect;
+        refuses_descriptors_that_do_not_fit_and_serves_on:
+            select Select, fiber_select FiberSelect;
         refuses_connections_without_a_thread_and_serves_on: threads Threads;
     }
 }

@@ -108,7 +108,9 @@ macro_rules! over_models {
         $(
             mod $test {
                 over_models!(@model $test threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select,
-                    poll Poll, epoll Epoll, mio Mio, uring Uring, tokio Tokio);
+                    poll Poll, epoll Epoll, mio Mio, uring Uring, tokio Tokio, fiber Fiber,
+                    fiber_uring FiberUring, fiber_epoll FiberEpoll, fiber_poll FiberPoll,
+                    fiber_select FiberSelect);
             }
         )+
     };

@@ -226,8 +226,7 @@ impl fmt::Display for DescriptorLimit {
         let DescriptorLimit { descriptor, limit } = self;
         write!(
             f,
-            "its descriptor is {descriptor}, and select(2) takes only numbers below {limit}: use \
-             another engine"
+            "its descriptor is {descriptor} and select's FD_SETSIZE is {limit}: use another engine"
         )
     }
 }
