@@ -65,3 +65,8 @@ pub use park::block_on;
 pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Runtime};
 pub use server::{read, register, run, start, stop, write};
 pub use time::sleep;
+
+/// The README's code, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
