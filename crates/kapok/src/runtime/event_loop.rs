@@ -396,7 +396,7 @@ impl Loop {
     }
 
     fn start(&self, unstarted: Unstarted) {
-        let stack = self.stacks.borrow_mut().allocate_sized(unstarted.fiber.stack_size);
+        let stack = self.stacks.borrow_mut().allocate(unstarted.fiber.stack_size);
         let stack = match stack {
             Ok(stack) => stack,
             Err(error) => {
@@ -623,6 +623,7 @@ impl Loop {
                     self.cancel(key);
                 }
                 std::mem::forget((*local).coroutine.take());
+                stack::note_leaked();
             }
             // Wakers may come back to it for ever; it must not be freed under the inbox.
             std::mem::forget(fiber);
