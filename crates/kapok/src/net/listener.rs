@@ -13,7 +13,8 @@ use kapok_engine::Op;
 use socket2::{SockAddr, SockAddrStorage};
 
 use super::socket::Socket;
-use crate::op::Pending;
+use crate::fiber;
+use crate::op::{self, Pending};
 use crate::park;
 use crate::runtime::Loop;
 
@@ -103,8 +104,39 @@ impl Listener {
     }
 
     pub(super) fn accept(&self) -> io::Result<(Socket, SockAddr)> {
-        let (fd, address) = park::block_on_interruptible(self.accept_async())??;
-        Ok((fd, address))
+        // The future belongs to a loop, and to code that may suspend.
+        if fiber::on_fiber() && !std::thread::panicking() {
+            park::block_on_interruptible(self.accept_async())?
+        } else {
+            self.accept_blocking()
+        }
+    }
+
+    /// Blocks the thread. A connection that is given back meanwhile waits for the next accept.
+    fn accept_blocking(&self) -> io::Result<(Socket, SockAddr)> {
+        loop {
+            if let Some((fd, address)) = self.returned.take() {
+                return admit(fd, address);
+            }
+            let mut storage = SockAddrStorage::zeroed();
+            let mut len = storage.size_of();
+            let op = Op::Accept {
+                fd: self.socket.as_raw_fd(),
+                addr: (&raw mut storage).cast(),
+                addr_len: &raw mut len,
+            };
+            // SAFETY: the address is on this stack, and the socket borrowed, for the whole call.
+            match unsafe { op::run(op) } {
+                Ok(fd) => {
+                    // SAFETY: a descriptor that accept has just made and that nobody else knows.
+                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                    // SAFETY: accept filled in the address and its length.
+                    return admit(fd, unsafe { SockAddr::new(storage, len) });
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     pub(super) fn accept_async(&self) -> Accept<'_> {
