@@ -694,6 +694,8 @@ fn hundreds_connect_at_once_and_all_are_served() {
         run_on(2, move || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
+            // When both loops have what they need.
+            on_another_loop(|| ()).join().unwrap();
             let before = open_descriptors();
             let (open, opened) = channel::unbounded();
             let clients: Vec<_> = (0..count)
