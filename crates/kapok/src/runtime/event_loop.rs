@@ -591,16 +591,16 @@ impl Loop {
         // Without one the limit is beyond the end of time.
         let deadline = Instant::now().checked_add(limit);
         let wait = deadline.map_or(Wait::Forever, Wait::Until);
+        // Those that come later are cancelled as they are spawned.
+        let all: Vec<Arc<Fiber>> = self.fibers.borrow().slots.iter().flatten().cloned().collect();
+        for fiber in all {
+            fiber.request_cancel();
+        }
         loop {
             self.unstarted.take().into_iter().for_each(Unstarted::discard);
-            let all: Vec<Arc<Fiber>> =
-                self.fibers.borrow().slots.iter().flatten().cloned().collect();
             // What was discarded may have spawned anew; what is landing may be a connection.
-            if all.is_empty() && self.unstarted.borrow().is_empty() && self.orphans.get() == 0 {
+            if self.live_fibers() == 0 && self.orphans.get() == 0 {
                 return Ok(());
-            }
-            for fiber in all {
-                fiber.request_cancel();
             }
             self.attend();
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
