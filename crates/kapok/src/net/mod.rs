@@ -151,27 +151,27 @@ macro_rules! stream_methods {
     ($type:ident) => {
         impl std::io::Read for $type {
             fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.recv(buf, 0)
+                self.0.read(buf)
             }
 
             fn read_vectored(
                 &mut self,
                 bufs: &mut [std::io::IoSliceMut<'_>],
             ) -> std::io::Result<usize> {
-                self.0.recv_vectored(bufs)
+                self.0.read_vectored(bufs)
             }
         }
 
         impl std::io::Read for &$type {
             fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-                self.0.recv(buf, 0)
+                self.0.read(buf)
             }
 
             fn read_vectored(
                 &mut self,
                 bufs: &mut [std::io::IoSliceMut<'_>],
             ) -> std::io::Result<usize> {
-                self.0.recv_vectored(bufs)
+                self.0.read_vectored(bufs)
             }
         }
 

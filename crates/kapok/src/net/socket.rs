@@ -115,7 +115,18 @@ impl Socket {
         self.write_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
     }
 
-    pub(crate) fn recv_vectored(&self, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+    /// Reads from a stream. Without room the answer is 0 at once: the kernel would wait for a byte
+    /// that it has no place for. (A datagram socket is different: there it takes a datagram.)
+    #[inline]
+    pub(crate) fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() { Ok(0) } else { self.recv(buf, 0) }
+    }
+
+    /// [`Socket::read`] into several buffers.
+    pub(crate) fn read_vectored(&self, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
         let mut message = empty_message();
         // `IoSliceMut` has the layout of `iovec`.
         message.msg_iov = bufs.as_mut_ptr().cast();
