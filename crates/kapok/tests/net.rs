@@ -31,6 +31,9 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (server, peer) = listener.accept().unwrap();
     assert_eq!(peer, client.local_addr().unwrap());
+    // Or an echo in pieces waits for acknowledgements that are in no hurry.
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
     (client, server)
 }
 
