@@ -11,9 +11,12 @@ use super::listener::Listener;
 use super::socket::Socket;
 
 fn address_of(address: &SockAddr) -> io::Result<SocketAddr> {
-    address
-        .as_unix()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a Unix address"))
+    match address.as_unix() {
+        Some(address) => Ok(address),
+        // Most clients: no name, which std's type writes as the empty path.
+        None if address.is_unnamed() => SocketAddr::from_pathname(""),
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, "not a Unix address")),
+    }
 }
 
 fn at_path<T>(
