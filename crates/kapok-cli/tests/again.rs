@@ -138,7 +138,10 @@ fn load_again(model: Model, body: usize) {
         median(first_cost),
     );
     assert!(kept >= 0.9, "{model}: the last five runs have {kept:.2} of the first five: {rates:?}");
-    assert!((0.9..=1.1).contains(&cost), "{model}: CPU per request changed by {cost:.2}: {costs:?}");
+    assert!(
+        (0.9..=1.1).contains(&cost),
+        "{model}: CPU per request changed by {cost:.2}: {costs:?}"
+    );
     assert!(least >= 0.5, "{model}: a run has {least:.2} of the median: {rates:?}");
 }
 

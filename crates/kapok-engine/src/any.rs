@@ -16,7 +16,7 @@ use crate::uring::Uring;
 /// The engines there are.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
-    /// io_uring(7). Linux 5.13 and later.
+    /// io_uring(7). Linux 5.19 and later.
     Uring,
     /// Readiness by epoll(7) on Linux, by kqueue(2) on macOS and the BSDs.
     Epoll,

@@ -416,7 +416,10 @@ impl Metadata {
     }
 
     fn is(&self, kind: libc::mode_t) -> bool {
-        self.mode() & libc::S_IFMT as u32 == kind as u32
+        // `mode_t` is narrower on other systems; widening it is lossless on all.
+        #[expect(clippy::unnecessary_cast, reason = "not everywhere")]
+        let (mask, kind) = (libc::S_IFMT as u32, kind as u32);
+        self.mode() & mask == kind
     }
 
     /// Whether it is a regular file.

@@ -64,6 +64,7 @@ pub use kapok_engine::{Config as EngineConfig, Kind};
 pub use park::block_on;
 pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Runtime};
 pub use server::{read, register, run, start, stop, write};
+pub use stack::{StackUsage, stack_usage};
 pub use time::sleep;
 
 /// The README's code, compiled.

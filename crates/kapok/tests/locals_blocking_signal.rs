@@ -85,7 +85,7 @@ fn fiber_locals_end_on_their_fiber_and_may_wait() {
 fn blocking_code_runs_elsewhere_and_borrows() {
     run(|| {
         let here = thread::current().id();
-        let words = vec!["sum", "of", "lengths"];
+        let words = ["sum", "of", "lengths"];
         let mut total = 0;
         let there = kapok::blocking(|| {
             assert!(!kapok::on_fiber());

@@ -29,7 +29,7 @@ pub(super) fn probe() -> Result<Vec<Mode>, Obstacle> {
                 Some(errno) => explain(errno, &Surroundings::look()),
                 None => Obstacle {
                     cause: error.to_string(),
-                    cure: "use Linux 5.13 or later".to_owned(),
+                    cure: "use Linux 5.19 or later".to_owned(),
                 },
             })?;
         let mode = |feature: kapok_engine::uring::Feature| Mode {
@@ -97,7 +97,7 @@ fn explain(errno: i32, around: &Surroundings) -> Obstacle {
         ),
         libc::ENOSYS => obstacle(
             "ENOSYS: this kernel has no io_uring".into(),
-            "use Linux 5.13 or later, built with CONFIG_IO_URING=y (gVisor and WSL 1 have none)"
+            "use Linux 5.19 or later, built with CONFIG_IO_URING=y (gVisor and WSL 1 have none)"
                 .into(),
         ),
         libc::EPERM if around.disabled == Some(2) => obstacle(

@@ -1,4 +1,4 @@
-//! The io_uring engine (Linux 5.13 and later).
+//! The io_uring engine (Linux 5.19 and later).
 //!
 //! Receives, accepts, connects, polls and everything on files go through the ring, straight from and
 //! into the caller's memory. Three kinds of operation do not:
@@ -80,7 +80,7 @@ impl Uring {
     ///
     /// What io_uring_setup(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl or seccomp),
     /// `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK on old kernels), `EMFILE`; and
-    /// `Unsupported` for kernels before 5.13.
+    /// `Unsupported` for kernels before 5.19.
     pub fn new(submissions: u32, completions: u32) -> io::Result<Uring> {
         let mut engine = Uring {
             ring: Ring::new(submissions, completions)?,

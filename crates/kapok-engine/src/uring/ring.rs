@@ -79,7 +79,7 @@ impl Drop for Ring {
 
 /// How a ring is set up, from the best to the least that Kapok runs on. A kernel that does not know
 /// a flag answers `EINVAL`, and the next line is tried.
-const SETUP_LADDER: [u32; 4] = [
+const SETUP_LADDER: [u32; 3] = [
     // 6.6: no index array between us and the entries.
     abi::IORING_SETUP_SINGLE_ISSUER
         | abi::IORING_SETUP_DEFER_TASKRUN
@@ -93,20 +93,22 @@ const SETUP_LADDER: [u32; 4] = [
         | abi::IORING_SETUP_COOP_TASKRUN
         | abi::IORING_SETUP_TASKRUN_FLAG
         | abi::IORING_SETUP_SUBMIT_ALL,
-    // 5.19: no interrupts for task work.
+    // 5.19: no interrupts for task work. Older rings lack more than that: cancelling everything,
+    // polling before a send, accepts that wait on a descriptor that does not block.
     abi::IORING_SETUP_COOP_TASKRUN | abi::IORING_SETUP_TASKRUN_FLAG | abi::IORING_SETUP_SUBMIT_ALL,
-    // 5.13
-    0,
 ];
 
-/// What the kernel must have: one mapping for both rings (5.4), completions that are never dropped
-/// for want of room (5.5), poll-driven retries (5.7), waits with a time limit (5.11), and multishot
-/// polls, which came with resource tags (5.13).
+/// What the kernel must have, and has since 5.13: one mapping for both rings, completions that are
+/// never dropped for want of room, poll-driven retries, waits with a time limit, multishot polls.
 const REQUIRED_FEATURES: u32 = abi::IORING_FEAT_SINGLE_MMAP
     | abi::IORING_FEAT_NODROP
     | abi::IORING_FEAT_FAST_POLL
     | abi::IORING_FEAT_EXT_ARG
     | abi::IORING_FEAT_RSRC_TAGS;
+
+fn too_old() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than 5.19")
+}
 
 /// A mapping that is unmapped when dropped.
 struct Mapping {
@@ -181,14 +183,13 @@ pub(super) struct Ring {
 impl Ring {
     /// Sets up a ring with at least this many submission entries and completion entries.
     pub(super) fn new(submissions: u32, completions: u32) -> io::Result<Ring> {
-        let mut last = io::Error::from_raw_os_error(libc::EINVAL);
         for flags in SETUP_LADDER {
             match Ring::with_flags(submissions, completions, flags) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 result => return result,
             }
         }
-        Err(last)
+        Err(too_old())
     }
 
     /// The same with these `IORING_SETUP_*`, or not at all.
@@ -210,10 +211,7 @@ impl Ring {
         // SAFETY: a descriptor that the kernel has just made for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
         if params.features & REQUIRED_FEATURES != REQUIRED_FEATURES {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "this kernel's io_uring is older than 5.13",
-            ));
+            return Err(too_old());
         }
 
         let sq_len = params.sq_off.array as usize + params.sq_entries as usize * size_of::<u32>();

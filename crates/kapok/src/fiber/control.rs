@@ -179,11 +179,18 @@ impl Fiber {
     }
 
     /// Ends the fiber's park, or keeps its next one from waiting. From any thread.
-    pub(crate) fn unpark(&self) {
+    pub(crate) fn unpark(self: &Arc<Self>) {
         if self.leave_token() {
             let home = self.home.get().expect("a fiber that is parked has started");
-            home.make_ready(NonNull::from(self));
+            home.make_ready(Fiber::pointer(self));
         }
+    }
+
+    /// The fiber as its loop names it. Taken from the `Arc` itself, so that another reference may be
+    /// made from it again.
+    pub(crate) fn pointer(this: &Arc<Self>) -> NonNull<Fiber> {
+        // SAFETY: the pointer of an `Arc` is not null.
+        unsafe { NonNull::new_unchecked(Arc::as_ptr(this).cast_mut()) }
     }
 
     pub(crate) fn cancel_requested(&self) -> bool {

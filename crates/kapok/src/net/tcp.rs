@@ -1,6 +1,5 @@
 //! TCP.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -165,11 +164,9 @@ impl TcpListener {
 
     /// Accepting as a future, for [`select!`](crate::select). Dropped too late, the connection that
     /// it has accepted goes to the next accept. Polled on a fiber.
-    pub fn accept_async(&self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + '_ {
-        async {
-            let (socket, address) = self.0.accept_async().await?;
-            Ok((TcpStream(socket), address_of(&address)?))
-        }
+    pub async fn accept_async(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (socket, address) = self.0.accept_async().await?;
+        Ok((TcpStream(socket), address_of(&address)?))
     }
 
     /// The connections, one after the other, without end.

@@ -1,6 +1,5 @@
 //! Unix domain sockets.
 
-use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::SocketAddr;
@@ -129,11 +128,9 @@ impl UnixListener {
     }
 
     /// Accepting as a future; see [`TcpListener::accept_async`](super::TcpListener::accept_async).
-    pub fn accept_async(&self) -> impl Future<Output = io::Result<(UnixStream, SocketAddr)>> + '_ {
-        async {
-            let (socket, address) = self.0.accept_async().await?;
-            Ok((UnixStream(socket), address_of(&address)?))
-        }
+    pub async fn accept_async(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        let (socket, address) = self.0.accept_async().await?;
+        Ok((UnixStream(socket), address_of(&address)?))
     }
 
     /// A second object for the same socket, with a descriptor of its own (dup(2)).

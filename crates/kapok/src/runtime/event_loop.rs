@@ -323,7 +323,7 @@ impl Loop {
                 self.ready.borrow_mut().push_back(fiber);
             }
             // SAFETY: a fiber takes its limits back before it goes on, so it is alive.
-            Waiter::Limit(fiber) => self.interrupt(unsafe { fiber.as_ref() }),
+            Waiter::Limit(fiber) => self.interrupt(fiber),
             Waiter::Task(waker) => {
                 if let Some(waker) = waker {
                     contain(|| waker.wake());
@@ -382,21 +382,25 @@ impl Loop {
     }
 
     /// Interrupts what `fiber` waits for, if there is a reason to and it may be interrupted.
-    pub(crate) fn interrupt(&self, fiber: &Fiber) {
-        // SAFETY: our own fiber; the copies do not outlive the statement.
-        let waiting = unsafe { (*fiber.local()).waiting };
+    fn interrupt(&self, pointer: NonNull<Fiber>) {
+        // SAFETY: our own fiber, which its table holds; the copies do not outlive the statement.
+        let (fiber, waiting) = unsafe { (pointer.as_ref(), (*pointer.as_ref().local()).waiting) };
         if crate::fiber::interrupt_of(self, fiber).is_none() {
             return;
         }
         match waiting {
             Waiting::Operation(key) => self.cancel(key),
-            Waiting::InterruptiblePark => fiber.unpark(),
+            Waiting::InterruptiblePark => {
+                if fiber.leave_token() {
+                    self.ready.borrow_mut().push_back(pointer);
+                }
+            }
             Waiting::Nothing | Waiting::Park => {}
         }
     }
 
     fn start(&self, unstarted: Unstarted) {
-        let stack = self.stacks.borrow_mut().allocate_sized(unstarted.fiber.stack_size);
+        let stack = self.stacks.borrow_mut().allocate(unstarted.fiber.stack_size);
         let stack = match stack {
             Ok(stack) => stack,
             Err(error) => {
@@ -407,7 +411,7 @@ impl Loop {
         };
         let fiber = unstarted.fiber;
         fiber.set_home(&self.remote);
-        let pointer = NonNull::from(&*fiber);
+        let pointer = Fiber::pointer(&fiber);
         let body = move |yielder: &corosensei::Yielder<(), ()>, ()| {
             // SAFETY: this runs on the fiber, so it is alive and its local part is ours.
             let entry = unsafe {
@@ -569,7 +573,7 @@ impl Loop {
             // It may have ended since, or never have been ours.
             // SAFETY: the interrupt went to the fiber's home, which is this loop.
             if unsafe { (*fiber.local()).coroutine.is_some() } {
-                self.interrupt(&fiber);
+                self.interrupt(Fiber::pointer(&fiber));
             }
         }
         if let Some(offered) = self.group.take_offered() {
@@ -623,6 +627,7 @@ impl Loop {
                     self.cancel(key);
                 }
                 std::mem::forget((*local).coroutine.take());
+                stack::note_leaked();
             }
             // Wakers may come back to it for ever; it must not be freed under the inbox.
             std::mem::forget(fiber);

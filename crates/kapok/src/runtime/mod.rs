@@ -18,7 +18,7 @@ use std::time::Duration;
 use kapok_engine::{AnyEngine, Config, Engine, Kind};
 
 use crate::fiber::{self, JoinError};
-use crate::stack::{self, StackPool, StackSize};
+use crate::stack::{self, StackPool};
 
 /// The environment variable that forces an engine: `uring`, `epoll`, `poll`, `select`, `busy`, or
 /// `auto` for the best there is.
@@ -221,8 +221,7 @@ fn serve_loop(
         .inspect_err(|error| tracing::warn!(%error, "no alternate signal stack"));
     let remote = Arc::new(Remote::new(engine.bell()));
     group.join(index, Arc::clone(&remote));
-    let lp =
-        Loop::new(engine, StackPool::new(StackSize::DEFAULT), remote, Arc::clone(group), index);
+    let lp = Loop::new(engine, StackPool::new(), remote, Arc::clone(group), index);
     let guard = AbortOnUnwind;
     let outcome = lp.run(done).and_then(|()| lp.close(builder.close_limit));
     std::mem::forget(guard);

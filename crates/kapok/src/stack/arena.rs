@@ -205,13 +205,9 @@ impl PooledStack {
     }
 
     /// The size it was asked for.
-    pub(crate) fn size(&self) -> StackSize {
+    #[cfg(test)]
+    pub(super) fn size(&self) -> StackSize {
         self.0.chunk.size
-    }
-
-    /// Keeps the stack and what is on it for ever: for a fiber that could not be ended.
-    pub(crate) fn leak(self) {
-        self.into_slot().chunk.arena.leaked.fetch_add(1, Relaxed);
     }
 }
 
@@ -244,17 +240,20 @@ unsafe impl Stack for PooledStack {
     }
 }
 
-/// What an arena holds, in stacks unless said otherwise.
+/// What the stacks of a process's fibers come to, in stacks unless said otherwise.
+///
+/// What of it is resident only the kernel knows: see `Rss` in `/proc/self/smaps_rollup`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ArenaStats {
-    /// Bytes of address space reserved.
-    pub(crate) reserved_bytes: usize,
-    /// Stacks ever made. Less those free, leaked and warm in pools they are what fibers run on.
-    pub(crate) stacks: usize,
-    /// Stacks without pages that any thread may take.
-    pub(crate) free: usize,
-    /// Stacks given up for ever.
-    pub(crate) leaked: usize,
+#[non_exhaustive]
+pub struct StackUsage {
+    /// Bytes of address space reserved. It is used as it is touched.
+    pub reserved_bytes: usize,
+    /// Stacks ever made. Those that are neither free nor leaked are in use, or kept warm by a loop.
+    pub stacks: usize,
+    /// Stacks whose memory went back to the kernel and that any loop may take.
+    pub free: usize,
+    /// Stacks of fibers that did not end when their loop closed.
+    pub leaked: usize,
 }
 
 /// Where stacks come from. The process has one; tests make more.
@@ -301,12 +300,17 @@ impl Arena {
         }
     }
 
+    /// Counts a stack that nobody will ever give back.
+    pub(crate) fn note_leaked(&self) {
+        self.leaked.fetch_add(1, Relaxed);
+    }
+
     /// Counts what there is; takes the lock of each size class in turn.
-    pub(crate) fn stats(&self) -> ArenaStats {
-        let mut stats = ArenaStats {
+    pub(crate) fn stats(&self) -> StackUsage {
+        let mut stats = StackUsage {
             stacks: self.guarded.load(Relaxed),
             leaked: self.leaked.load(Relaxed),
-            ..ArenaStats::default()
+            ..StackUsage::default()
         };
         for class in &self.classes {
             let class = lock(class);

@@ -36,12 +36,19 @@ mod pool;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
 
-#[allow(unused_imports, reason = "the loop names what it needs")]
-pub(crate) use self::{
-    arena::{Arena, ArenaStats, PooledStack, StackSize},
-    guard::{GUARD_BYTES, GuardKind},
-    overflow::{
-        AlternateStack, FiberLabel, ensure_alternate_stack, install_overflow_handler, set_running,
-    },
-    pool::{DEFAULT_WARM_STACKS, PoolStats, StackPool},
+pub use arena::StackUsage;
+pub(crate) use arena::{Arena, PooledStack, StackSize};
+pub(crate) use overflow::{
+    FiberLabel, ensure_alternate_stack, install_overflow_handler, set_running,
 };
+pub(crate) use pool::StackPool;
+
+/// What the stacks of this process's fibers come to.
+pub fn stack_usage() -> StackUsage {
+    Arena::process().stats()
+}
+
+/// Counts the stack of a fiber that will never end.
+pub(crate) fn note_leaked() {
+    Arena::process().note_leaked();
+}

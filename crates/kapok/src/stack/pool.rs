@@ -31,7 +31,6 @@ pub(crate) struct PoolStats {
 /// Dropping it gives all of them back.
 pub(crate) struct StackPool {
     warm: [Vec<Slot>; SIZE_CLASSES],
-    size: StackSize,
     warm_limit: usize,
     arena: &'static Arena,
     stats: PoolStats,
@@ -40,18 +39,16 @@ pub(crate) struct StackPool {
 }
 
 impl StackPool {
-    /// A pool on the process's arena that hands out stacks of `size` and keeps up to
-    /// [`DEFAULT_WARM_STACKS`].
-    pub(crate) fn new(size: StackSize) -> Self {
-        Self::with_arena(Arena::process(), size, DEFAULT_WARM_STACKS)
+    /// A pool on the process's arena that keeps up to [`DEFAULT_WARM_STACKS`].
+    pub(crate) fn new() -> Self {
+        Self::with_arena(Arena::process(), DEFAULT_WARM_STACKS)
     }
 
     /// A pool on `arena` that keeps up to `warm_limit` stacks of each size up to the default one,
     /// and proportionally fewer of larger ones.
-    pub(crate) fn with_arena(arena: &'static Arena, size: StackSize, warm_limit: usize) -> Self {
+    pub(crate) fn with_arena(arena: &'static Arena, warm_limit: usize) -> Self {
         Self {
             warm: [const { Vec::new() }; SIZE_CLASSES],
-            size,
             warm_limit,
             arena,
             stats: PoolStats::default(),
@@ -59,20 +56,14 @@ impl StackPool {
         }
     }
 
-    /// A stack of the pool's own size.
+    /// A stack of this size.
     ///
     /// # Errors
     ///
     /// [`io::ErrorKind::OutOfMemory`], saying which limit was met, how many stacks there are and
     /// what to do.
     #[inline]
-    pub(crate) fn allocate(&mut self) -> io::Result<PooledStack> {
-        self.allocate_sized(self.size)
-    }
-
-    /// A stack of another size; errors as in [`Self::allocate`].
-    #[inline]
-    pub(crate) fn allocate_sized(&mut self, size: StackSize) -> io::Result<PooledStack> {
+    pub(crate) fn allocate(&mut self, size: StackSize) -> io::Result<PooledStack> {
         let slot = match self.warm[size.class()].pop() {
             Some(slot) => {
                 self.stats.reused += 1;
@@ -115,7 +106,8 @@ impl StackPool {
     }
 
     /// What went through the pool, and what it keeps.
-    pub(crate) fn stats(&self) -> PoolStats {
+    #[cfg(test)]
+    pub(super) fn stats(&self) -> PoolStats {
         PoolStats { warm: self.warm.iter().map(Vec::len).sum(), ..self.stats }
     }
 }

@@ -15,7 +15,10 @@ use std::{
 use corosensei::{Coroutine, CoroutineResult, stack::Stack};
 use proptest::prelude::*;
 
-use super::{arena::COLOURS, *};
+use super::arena::COLOURS;
+use super::guard::{GUARD_BYTES, GuardKind};
+use super::pool::{DEFAULT_WARM_STACKS, PoolStats};
+use super::*;
 
 const CHILD: &str = "KAPOK_STACK_TEST_CHILD";
 const DONE: &str = "the child's body ran to its end";
@@ -57,7 +60,7 @@ fn assert_died(output: Option<Output>, signal: i32, says: &[&str], never: &[&str
 }
 
 fn pool(arena: &'static Arena, warm_limit: usize) -> StackPool {
-    StackPool::with_arena(arena, StackSize::DEFAULT, warm_limit)
+    StackPool::with_arena(arena, warm_limit)
 }
 
 fn usable_start(stack: &PooledStack) -> usize {
@@ -134,8 +137,8 @@ fn descend(floor: usize, left: usize, last: &dyn Fn(usize)) -> usize {
 fn on_labelled_fiber(name: Option<&str>, size: StackSize, body: impl FnOnce(usize) + 'static) {
     install_overflow_handler();
     let _alternate = ensure_alternate_stack().expect("alternate stack");
-    let mut pool = StackPool::new(size);
-    let stack = pool.allocate().expect("stack");
+    let mut pool = StackPool::new();
+    let stack = pool.allocate(size).expect("stack");
     let floor = usable_start(&stack);
     let label = FiberLabel { id: 7, name: name.map(Arc::from) };
     // SAFETY: replaced by null below, while the label lives.
@@ -168,7 +171,7 @@ fn overflow_is_reported_with_page_protection_on_a_bigger_stack_without_a_name() 
         install_overflow_handler();
         let _alternate = ensure_alternate_stack().expect("alternate stack");
         let size = StackSize::for_usable(500 * 1024).expect("size");
-        let stack = pool(&ARENA, 0).allocate_sized(size).expect("stack");
+        let stack = pool(&ARENA, 0).allocate(size).expect("stack");
         let mut fiber = Coroutine::<(), (), (), _>::with_stack(stack, |_, ()| {
             descend(0, 0, &|_| {});
         });
@@ -208,7 +211,7 @@ fn null_dereferences_still_die_by_sigsegv() {
 fn a_stray_pointer_into_a_guard_is_not_called_an_overflow() {
     let output = alone("a_stray_pointer_into_a_guard_is_not_called_an_overflow", || {
         install_overflow_handler();
-        let stack = StackPool::new(StackSize::DEFAULT).allocate().expect("stack");
+        let stack = StackPool::new().allocate(StackSize::DEFAULT).expect("stack");
         read(stack.limit().get() + 100);
     });
     assert_died(output, libc::SIGSEGV, &[], &["overflowed"]);
@@ -311,12 +314,12 @@ fn a_hundred_thousand_stacks_take_a_page_each_and_few_mappings() {
         }
         let full = env::var("KAPOK_SCALE").is_ok_and(|scale| scale == "full");
         let count = if full { 1_000_000 } else { 100_000 };
-        let mut pool = StackPool::new(StackSize::DEFAULT);
+        let mut pool = StackPool::new();
         let mut stacks = Vec::with_capacity(count);
         let (mappings_before, (resident_before, tables_before)) = (mappings(), memory());
         let begin = Instant::now();
         for _ in 0..count {
-            let stack = pool.allocate().expect("stack");
+            let stack = pool.allocate(StackSize::DEFAULT).expect("stack");
             write(stack.base().get() - 64, 1);
             stacks.push(stack);
         }
@@ -351,7 +354,8 @@ fn stacks_given_back_hold_no_memory_and_keep_their_guards() {
             let mut known = HashSet::new();
             for round in 0..3 {
                 let before = memory().0;
-                let stacks: Vec<_> = (0..COUNT).map(|_| pool.allocate().expect("stack")).collect();
+                let stacks: Vec<_> =
+                    (0..COUNT).map(|_| pool.allocate(StackSize::DEFAULT).expect("stack")).collect();
                 for stack in &stacks {
                     assert!(known.insert(stack.base()) == (round == 0), "a slot was not reused");
                     assert_eq!(read(stack.base().get() - 1), 0, "left over from the last use");
@@ -378,7 +382,7 @@ fn page_protection_says_what_its_limit_is() {
         let mut pool = pool(&ARENA, 0);
         let mut stacks = Vec::new();
         let error = loop {
-            match pool.allocate() {
+            match pool.allocate(StackSize::DEFAULT) {
                 Ok(stack) => stacks.push(stack),
                 Err(error) => break error,
             }
@@ -393,7 +397,7 @@ fn page_protection_says_what_its_limit_is() {
         // The process goes on: threads start, and a stack that is released can be had again.
         thread::spawn(|| vec![1_u8; 1 << 24].len()).join().expect("no panic");
         pool.release(stacks.pop().expect("a stack"));
-        assert_guarded(&pool.allocate().expect("the one released"));
+        assert_guarded(&pool.allocate(StackSize::DEFAULT).expect("the one released"));
         assert_eq!(ARENA.stats().stacks, stacks.len() + 1);
     }));
 }
@@ -418,7 +422,7 @@ fn page_protection_reports_a_refusal_by_the_kernel() {
             filler
         };
         let error = loop {
-            match pool.allocate() {
+            match pool.allocate(StackSize::DEFAULT) {
                 Ok(stack) => stacks.push(stack),
                 Err(error) => break error,
             }
@@ -429,7 +433,7 @@ fn page_protection_reports_a_refusal_by_the_kernel() {
         assert!(text.contains("mprotect: ") && text.contains("vm.max_map_count is "), "{text}");
         assert!(text.contains(&format!("{} stacks exist", stacks.len())), "{text}");
         // The slot that was refused its guard gets one now.
-        assert_guarded(&pool.allocate().expect("there is room again"));
+        assert_guarded(&pool.allocate(StackSize::DEFAULT).expect("there is room again"));
     }));
 }
 
@@ -437,7 +441,8 @@ fn page_protection_reports_a_refusal_by_the_kernel() {
 fn stacks_may_come_back_on_another_thread() {
     static ARENA: Arena = Arena::new(None);
     let mut here = pool(&ARENA, 16);
-    let stacks: Vec<_> = (0..10).map(|_| here.allocate().expect("stack")).collect();
+    let stacks: Vec<_> =
+        (0..10).map(|_| here.allocate(StackSize::DEFAULT).expect("stack")).collect();
     let bases: HashSet<_> = stacks.iter().map(|stack| stack.base()).collect();
     let there = thread::spawn(|| {
         let mut there = pool(&ARENA, 4);
@@ -449,8 +454,9 @@ fn stacks_may_come_back_on_another_thread() {
     there.join().expect("no panic");
     // The other pool was dropped with its thread.
     assert_eq!(ARENA.stats().free, 10);
-    let again: HashSet<_> =
-        (0..10).map(|_| mem::ManuallyDrop::new(here.allocate().expect("stack")).base()).collect();
+    let again: HashSet<_> = (0..10)
+        .map(|_| mem::ManuallyDrop::new(here.allocate(StackSize::DEFAULT).expect("stack")).base())
+        .collect();
     assert_eq!(again, bases);
     assert_eq!((ARENA.stats().stacks, ARENA.stats().free), (10, 0));
 }
@@ -459,15 +465,15 @@ fn stacks_may_come_back_on_another_thread() {
 fn trimming_leaves_stacks_in_use_alone() {
     static ARENA: Arena = Arena::new(None);
     let mut pool = pool(&ARENA, 16);
-    let used = pool.allocate().expect("stack");
-    let idle = pool.allocate().expect("stack");
+    let used = pool.allocate(StackSize::DEFAULT).expect("stack");
+    let idle = pool.allocate(StackSize::DEFAULT).expect("stack");
     for stack in [&used, &idle] {
         write(stack.base().get() - 1, 5);
     }
     pool.release(idle);
     assert_eq!(pool.stats().warm, 1);
     assert_eq!(pool.trim(), 1);
-    let idle = pool.allocate().expect("stack");
+    let idle = pool.allocate(StackSize::DEFAULT).expect("stack");
     assert_eq!((read(used.base().get() - 1), read(idle.base().get() - 1)), (5, 0));
     let stats = pool.stats();
     assert_eq!((stats.allocated, stats.reused, stats.released), (3, 0, 1));
@@ -478,12 +484,13 @@ fn trimming_leaves_stacks_in_use_alone() {
 fn a_leaked_stack_never_comes_back() {
     static ARENA: Arena = Arena::new(None);
     let mut pool = pool(&ARENA, 16);
-    let stack = pool.allocate().expect("stack");
+    let stack = pool.allocate(StackSize::DEFAULT).expect("stack");
     let base = stack.base();
     write(base.get() - 1, 9);
-    stack.leak();
+    mem::forget(stack);
+    ARENA.note_leaked();
     assert_eq!((ARENA.stats().stacks, ARENA.stats().free, ARENA.stats().leaked), (1, 0, 1));
-    let next = pool.allocate().expect("stack");
+    let next = pool.allocate(StackSize::DEFAULT).expect("stack");
     assert_ne!(next.base(), base);
     drop((next, pool));
     assert_eq!(read(base.get() - 1), 9);
@@ -495,7 +502,7 @@ fn fewer_large_stacks_are_kept_warm() {
     let mut pool = pool(&ARENA, 16);
     for (usable, kept) in [(1, 16), (192 << 10, 16), (448 << 10, 8), (8 << 20, 0)] {
         let size = StackSize::for_usable(usable).expect("size");
-        let stacks: Vec<_> = (0..20).map(|_| pool.allocate_sized(size).expect("stack")).collect();
+        let stacks: Vec<_> = (0..20).map(|_| pool.allocate(size).expect("stack")).collect();
         assert!(stacks.iter().all(|stack| stack.size() == size));
         stacks.into_iter().for_each(|stack| pool.release(stack));
         assert_eq!(pool.stats().warm, kept, "{size:?}");
@@ -521,7 +528,8 @@ fn sizes_are_powers_of_two_with_room_for_what_was_asked() {
 fn colours_spread_evenly_and_stay_low() {
     static ARENA: Arena = Arena::new(None);
     let mut pool = pool(&ARENA, 0);
-    let stacks: Vec<_> = (0..10 * COLOURS).map(|_| pool.allocate().expect("stack")).collect();
+    let stacks: Vec<_> =
+        (0..10 * COLOURS).map(|_| pool.allocate(StackSize::DEFAULT).expect("stack")).collect();
     let mut colours = BTreeMap::new();
     for stack in &stacks {
         let end = stack.limit().get() + stack.size().slot_bytes();
@@ -541,7 +549,7 @@ fn fibers_run_deep_and_come_back() {
         let mut pool = pool(arena, 16);
         for usable in [64 << 10, 192 << 10, 8 << 20] {
             let size = StackSize::for_usable(usable).expect("size");
-            let stack = pool.allocate_sized(size).expect("stack");
+            let stack = pool.allocate(size).expect("stack");
             let floor = usable_start(&stack);
             let mut fiber = Coroutine::with_stack(stack, move |yielder, first: usize| {
                 let second = yielder.suspend(descend(floor, 2048, &|_| {}));
@@ -571,7 +579,7 @@ fn reusing_a_kept_stack_is_far_cheaper_than_a_fresh_one() {
         let round = |_| {
             let begin = Instant::now();
             for _ in 0..count {
-                let stack = pool.allocate().expect("stack");
+                let stack = pool.allocate(StackSize::DEFAULT).expect("stack");
                 write(stack.base().get() - 64, 1);
                 pool.release(hint::black_box(stack));
             }
@@ -621,7 +629,7 @@ proptest! {
         for (number, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Allocate { pool, size } => {
-                    let stack = pools[pool].allocate_sized(sizes[size]).expect("stack");
+                    let stack = pools[pool].allocate(sizes[size]).expect("stack");
                     for (other, _) in &live {
                         prop_assert!(
                             stack.base() <= other.limit() || other.base() <= stack.limit(),

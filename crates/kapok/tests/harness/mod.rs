@@ -4,6 +4,7 @@
 // Each test binary uses a part.
 #![allow(dead_code)]
 
+use std::io::Write;
 use std::process::{Command, Output};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ const CHILD: &str = "KAPOK_TEST_CHILD";
 
 /// How long a test may take before it counts as hung.
 fn limit() -> Duration {
-    Duration::from_secs(scale(60, 1200))
+    Duration::from_secs(scale(30, 1200))
 }
 
 /// A size for everyday, and one for `KAPOK_SCALE=full`.
@@ -39,7 +40,8 @@ impl Watchdog {
         std::thread::spawn(move || {
             let limit = limit();
             if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{test} is not over after {limit:?}: it hangs");
+                // Not by a macro: what those print is kept for the end of the test.
+                let _ = writeln!(std::io::stderr(), "{test} is not over after {limit:?}: it hangs");
                 std::process::abort();
             }
         });
