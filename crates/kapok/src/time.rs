@@ -37,6 +37,7 @@ pub fn sleep_until(deadline: Instant) -> Result<(), Interrupted> {
     match unsafe { op::run(Op::Timer { deadline }) } {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Interrupted::DeadlineElapsed),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Interrupted::PeerGone),
         Err(_) => Err(Interrupted::Canceled),
     }
 }

@@ -711,7 +711,7 @@ fn a_storm_of_cancels_from_other_threads_ends_every_fiber_once() {
                 .collect();
             let thread = thread::spawn(move || {
                 fibers.iter().for_each(|fiber| fiber.cancel());
-                fibers.into_iter().map(|fiber| fiber.join().unwrap()).all(|ended| ended)
+                fibers.into_iter().all(|fiber| fiber.join().unwrap())
             });
             wait_until(|| thread.is_finished());
             assert!(thread.join().unwrap());

@@ -28,7 +28,7 @@ const NAP: Duration = Duration::from_millis(1);
 ///
 /// Without, sockets answer `-EAGAIN` instead of waiting. accept(2) and connect(2) have no flag for
 /// that and rely on the descriptor's `O_NONBLOCK`; connect(2) then answers `-EINPROGRESS`, and
-/// [`connect_outcome`] tells later how it went. [`Op::Read`] and [`Op::Write`] answer `-EAGAIN` if
+/// `connect_outcome` tells later how it went. [`Op::Read`] and [`Op::Write`] answer `-EAGAIN` if
 /// they would wait, and `-EOPNOTSUPP` if the kernel cannot promise not to. Operations without
 /// a non-blocking form are carried out all the same.
 ///

@@ -218,6 +218,8 @@ fn rings_and_bytes_race_with_sleep(kind: Kind) {
                     put(b.fd(), &[round as u8]);
                 }
             }
+            // Closed only after the last receive was cancelled, or that would be its end.
+            b
         })
     };
     let mut recv = driver.recv(a.fd(), 16);
@@ -238,6 +240,6 @@ fn rings_and_bytes_race_with_sleep(kind: Kind) {
             recv = driver.recv(a.fd(), 16);
         }
     }
-    other.join().unwrap();
+    let _b = other.join().unwrap();
     assert!(driver.cancel_and_wait(recv).was_cancelled());
 }

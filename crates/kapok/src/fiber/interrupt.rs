@@ -16,14 +16,6 @@ use std::time::{Duration, Instant};
 use super::control::Fiber;
 use crate::runtime::Loop;
 
-/// Why a call that waits returned early.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Interrupt {
-    Canceled,
-    DeadlineElapsed,
-    PeerGone,
-}
-
 /// The error of a call on a fiber that was cancelled.
 ///
 /// In an [`io::Error`] its kind is [`Other`](io::ErrorKind::Other), never `Interrupted` (which
@@ -71,6 +63,9 @@ pub enum Interrupted {
     Canceled,
     /// The deadline around the call passed.
     DeadlineElapsed,
+    /// The peer of the connection that the fiber serves has reset it, and a
+    /// [sweep](crate::server#the-sweep) found out.
+    PeerGone,
 }
 
 impl fmt::Display for Interrupted {
@@ -78,6 +73,7 @@ impl fmt::Display for Interrupted {
         f.write_str(match self {
             Interrupted::Canceled => "the fiber was cancelled",
             Interrupted::DeadlineElapsed => "the deadline passed",
+            Interrupted::PeerGone => "the peer of the connection this fiber serves is gone",
         })
     }
 }
@@ -89,46 +85,26 @@ impl From<Interrupted> for io::Error {
         match interrupted {
             Interrupted::Canceled => Canceled(()).into(),
             Interrupted::DeadlineElapsed => io::Error::new(io::ErrorKind::TimedOut, interrupted),
-        }
-    }
-}
-
-impl From<Interrupt> for Interrupted {
-    fn from(interrupt: Interrupt) -> Interrupted {
-        match interrupt {
-            Interrupt::DeadlineElapsed => Interrupted::DeadlineElapsed,
-            Interrupt::Canceled | Interrupt::PeerGone => Interrupted::Canceled,
-        }
-    }
-}
-
-impl From<Interrupt> for io::Error {
-    fn from(interrupt: Interrupt) -> io::Error {
-        match interrupt {
-            Interrupt::PeerGone => io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                "the peer of the connection this fiber serves is gone",
-            ),
-            other => Interrupted::from(other).into(),
+            Interrupted::PeerGone => io::Error::new(io::ErrorKind::ConnectionReset, interrupted),
         }
     }
 }
 
 /// The reason to interrupt `fiber`, if there is one.
 #[inline]
-pub(crate) fn interrupt_of(lp: &Loop, fiber: &Fiber) -> Option<Interrupt> {
+pub(crate) fn interrupt_of(lp: &Loop, fiber: &Fiber) -> Option<Interrupted> {
     // SAFETY: called on the loop of `fiber`, copies two plain fields.
     let (shields, deadline) = unsafe { ((*fiber.local()).shields, (*fiber.local()).deadline) };
     if shields == 0 {
         if fiber.cancel_requested() {
-            return Some(Interrupt::Canceled);
+            return Some(Interrupted::Canceled);
         }
         if fiber.peer_gone() {
-            return Some(Interrupt::PeerGone);
+            return Some(Interrupted::PeerGone);
         }
     }
     match deadline {
-        Some(deadline) if deadline <= lp.now() => Some(Interrupt::DeadlineElapsed),
+        Some(deadline) if deadline <= lp.now() => Some(Interrupted::DeadlineElapsed),
         _ => None,
     }
 }
@@ -215,7 +191,7 @@ pub fn check_interrupted() -> Result<(), Interrupted> {
     Loop::with_running(|running| match running {
         // SAFETY: the fiber that runs is alive.
         Some((lp, fiber)) => match interrupt_of(lp, unsafe { fiber.as_ref() }) {
-            Some(interrupt) => Err(interrupt.into()),
+            Some(interrupted) => Err(interrupted),
             None => Ok(()),
         },
         None => Ok(()),

@@ -185,7 +185,7 @@ impl<T> JoinHandle<T> {
         match park::block_on_interruptible(self) {
             Ok(result) => result,
             Err(Interrupted::DeadlineElapsed) => Err(JoinError::DeadlineElapsed),
-            Err(Interrupted::Canceled) => Err(JoinError::Canceled),
+            Err(Interrupted::Canceled | Interrupted::PeerGone) => Err(JoinError::Canceled),
         }
     }
 

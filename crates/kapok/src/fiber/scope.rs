@@ -190,7 +190,7 @@ impl<'scope> Scope<'scope, '_> {
         };
         match park::block_on_interruptible(all_over()) {
             Ok(()) => return,
-            Err(Interrupted::Canceled) => self.cancel_children(),
+            Err(Interrupted::Canceled | Interrupted::PeerGone) => self.cancel_children(),
             Err(Interrupted::DeadlineElapsed) => {
                 self.cancel_children_beyond(super::current_deadline());
             }

@@ -20,8 +20,7 @@ use std::ptr::NonNull;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-pub(crate) use crate::fiber::Interrupted as Interrupt;
-use crate::fiber::{Fiber, Waiting, interrupt_of, with_waker};
+use crate::fiber::{Fiber, Interrupted, Waiting, interrupt_of, with_waker};
 use crate::runtime::{Loop, Waiter};
 use thread::ThreadParker;
 
@@ -57,7 +56,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 
 /// The same, but on a fiber whose cancellation was requested, or whose deadline passed, the future
 /// is dropped and the reason returned. A future that is ready is never interrupted.
-pub(crate) fn block_on_interruptible<F: Future>(future: F) -> Result<F::Output, Interrupt> {
+pub(crate) fn block_on_interruptible<F: Future>(future: F) -> Result<F::Output, Interrupted> {
     wait(pin!(future), Limit::Interrupts)
 }
 
@@ -74,7 +73,7 @@ enum Limit {
     Deadline(Instant),
 }
 
-fn wait<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Output, Interrupt> {
+fn wait<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Output, Interrupted> {
     Loop::with_running(|running| match running {
         None => wait_on_thread(future, limit),
         Some((lp, fiber)) if !std::thread::panicking() => wait_on_fiber(lp, fiber, future, limit),
@@ -82,7 +81,7 @@ fn wait<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Output, Inter
     })
 }
 
-fn wait_on_thread<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Output, Interrupt> {
+fn wait_on_thread<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Output, Interrupted> {
     let parker = ThreadParker::take();
     drive(future, parker.waker(), || {
         match limit {
@@ -91,7 +90,7 @@ fn wait_on_thread<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Out
                 // Asked after every fruitless poll, woken or not: a future that wakes itself all
                 // the time must not outrun its limit.
                 if Instant::now() >= deadline {
-                    return Err(Interrupt::DeadlineElapsed);
+                    return Err(Interrupted::DeadlineElapsed);
                 }
                 parker.park_until(deadline);
             }
@@ -118,7 +117,7 @@ fn wait_on_fiber<F: Future>(
     fiber: NonNull<Fiber>,
     future: Pin<&mut F>,
     limit: Limit,
-) -> Result<F::Output, Interrupt> {
+) -> Result<F::Output, Interrupted> {
     // SAFETY: the fiber that runs is alive, and its loop holds it until this function has returned.
     let (control, local) = unsafe { (fiber.as_ref(), fiber.as_ref().local()) };
     // The waker costs no reference count unless the future clones it.
@@ -131,11 +130,11 @@ fn wait_on_fiber<F: Future>(
                     Limit::None => None,
                     // SAFETY: on the fiber itself; copies a plain field.
                     Limit::Interrupts => match interrupt_of(lp, control) {
-                        Some(interrupt) => return Err(interrupt.into()),
+                        Some(interrupt) => return Err(interrupt),
                         None => (*local).deadline,
                     },
                     Limit::Deadline(at) if lp.now() >= at => {
-                        return Err(Interrupt::DeadlineElapsed);
+                        return Err(Interrupted::DeadlineElapsed);
                     }
                     Limit::Deadline(at) => Some(at),
                 };

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::arena::COLOURS;
 use super::guard::{GUARD_BYTES, GuardKind};
-use super::pool::{DEFAULT_WARM_STACKS, PoolStats};
+use super::pool::DEFAULT_WARM_STACKS;
 use super::*;
 
 const CHILD: &str = "KAPOK_STACK_TEST_CHILD";

@@ -21,7 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::permits::{Closed, MAX_PERMITS, Permits};
-use crate::park::{Interrupt, block_on_interruptible};
+use crate::fiber::Interrupted;
+use crate::park::block_on_interruptible;
 
 /// A channel that holds up to `capacity` values; senders wait while it is full. The buffer is
 /// allocated now.
@@ -138,8 +139,10 @@ impl<T> Sender<T> {
         match block_on_interruptible(self.slot()) {
             Ok(Ok(())) => self.shared.push(value).map_err(SendError::disconnected),
             Ok(Err(Closed)) => Err(SendError::disconnected(value)),
-            Err(Interrupt::Canceled) => Err(SendError { value, reason: SendErrorReason::Canceled }),
-            Err(Interrupt::DeadlineElapsed) => {
+            Err(Interrupted::Canceled | Interrupted::PeerGone) => {
+                Err(SendError { value, reason: SendErrorReason::Canceled })
+            }
+            Err(Interrupted::DeadlineElapsed) => {
                 Err(SendError { value, reason: SendErrorReason::DeadlineElapsed })
             }
         }
@@ -434,11 +437,11 @@ impl<T> TrySendError<T> {
     }
 }
 
-impl From<Interrupt> for RecvError {
-    fn from(interrupt: Interrupt) -> RecvError {
+impl From<Interrupted> for RecvError {
+    fn from(interrupt: Interrupted) -> RecvError {
         match interrupt {
-            Interrupt::Canceled => RecvError::Canceled,
-            Interrupt::DeadlineElapsed => RecvError::DeadlineElapsed,
+            Interrupted::Canceled | Interrupted::PeerGone => RecvError::Canceled,
+            Interrupted::DeadlineElapsed => RecvError::DeadlineElapsed,
         }
     }
 }

@@ -6,7 +6,8 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::permits::{MAX_PERMITS, Permits};
-use crate::park::{Interrupt, block_on_interruptible};
+use crate::fiber::Interrupted;
+use crate::park::block_on_interruptible;
 
 /// A number of permits, to bound how many do something at a time.
 ///
@@ -180,11 +181,11 @@ impl Drop for OwnedSemaphorePermit {
     }
 }
 
-impl From<Interrupt> for AcquireError {
-    fn from(interrupt: Interrupt) -> AcquireError {
+impl From<Interrupted> for AcquireError {
+    fn from(interrupt: Interrupted) -> AcquireError {
         match interrupt {
-            Interrupt::Canceled => AcquireError::Canceled,
-            Interrupt::DeadlineElapsed => AcquireError::DeadlineElapsed,
+            Interrupted::Canceled | Interrupted::PeerGone => AcquireError::Canceled,
+            Interrupted::DeadlineElapsed => AcquireError::DeadlineElapsed,
         }
     }
 }
