@@ -36,7 +36,7 @@
 //! * [`net`], [`fs`], [`time`] and [`signal`] are what they wait for; [`sync`] is how they, threads
 //!   and futures talk to each other; [`select!`] waits for several things.
 //! * [`block_on`] awaits any future, [`blocking()`] runs code that blocks.
-//! * [`register`], [`run`], [`stop`], [`read`] and [`write`] are the event-free API: see
+//! * [`register`], [`run`], [`stop`], [`read()`] and [`write()`] are the event-free API: see
 //!   [`server`].
 
 mod blocking;

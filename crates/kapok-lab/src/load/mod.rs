@@ -8,7 +8,8 @@
 //!   measured from then (as wrk2 does), so that a server that stalls cannot hide the requests that
 //!   would have come meanwhile. What is due and not yet sent is reported as the backlog.
 //!
-//! Nothing is believed: every byte of every echo is compared, every HTTP reply has its status and length checked, and a reply that nobody asked for is an error.
+//! Nothing is believed: every byte of every echo is compared, every HTTP reply has its status and
+//! length checked, and a reply that nobody asked for is an error.
 //!
 //! Invariants:
 //! - the steady state allocates nothing, and makes one `read` and one `write` per batch of replies;
