@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use harness::{Watchdog, compute, in_child, run, run_on, scale, wait_until};
+use harness::{Watchdog, alone, compute, in_child, run, run_on, scale, wait_until};
 use kapok::net::UnixStream;
 use kapok::{Builder, Canceled, Interrupted, JoinError, Kind, Runtime};
 
@@ -469,4 +469,32 @@ fn every_engine_that_can_be_had_runs_fibers() {
         });
         assert_eq!(text, "across", "{kind}");
     }
+}
+
+#[test]
+fn stacks_that_nobody_uses_any_more_go_back_to_the_kernel() {
+    alone("stacks_that_nobody_uses_any_more_go_back_to_the_kernel", || {
+        const FIBERS: usize = 300;
+        let _watchdog = Watchdog::new();
+        let runtime = Runtime::builder().keep_stacks(Duration::from_millis(50)).build().unwrap();
+        runtime.run(|| {
+            let round = || {
+                let fibers: Vec<_> = (0..FIBERS)
+                    .map(|_| kapok::spawn(|| kapok::sleep(Duration::from_millis(1)).unwrap()))
+                    .collect();
+                fibers.into_iter().for_each(|fiber| fiber.join().unwrap());
+            };
+            // Again after they were given back: the next watch is armed anew.
+            for _ in 0..2 {
+                round();
+                let kept = kapok::stack_usage();
+                assert!(kept.stacks >= FIBERS && kept.free < FIBERS, "{kept:?}");
+                wait_until(|| {
+                    kapok::sleep(Duration::from_millis(10)).unwrap();
+                    kapok::stack_usage().free >= FIBERS
+                });
+            }
+            round();
+        });
+    });
 }

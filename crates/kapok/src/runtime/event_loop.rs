@@ -63,6 +63,11 @@ pub(crate) struct Loop {
     /// What is left of `OPERATIONS_PER_RESUME` for the fiber that runs.
     operations_left: Cell<u32>,
     completions: RefCell<Completions>,
+    /// Stacks that have come back, and how many those were when somebody last looked. None if
+    /// nobody will.
+    stacks_back: Cell<u64>,
+    stacks_seen: Cell<Option<u64>>,
+    stacks_kept: Duration,
     /// Told when a fiber ends.
     endings: RefCell<Option<Waker>>,
     remote: Arc<Remote>,
@@ -124,6 +129,7 @@ impl Loop {
         remote: Arc<Remote>,
         group: Arc<Group>,
         index: usize,
+        stacks_kept: Duration,
     ) -> Loop {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Loop {
@@ -138,6 +144,9 @@ impl Loop {
             running: Cell::new(None),
             operations_left: Cell::new(0),
             completions: RefCell::new(Completions::new()),
+            stacks_back: Cell::new(0),
+            stacks_seen: Cell::new(None),
+            stacks_kept,
             endings: RefCell::new(None),
             remote,
             group,
@@ -333,6 +342,7 @@ impl Loop {
                 self.orphans.set(self.orphans.get() - 1);
                 contain(|| heir(completion.res));
             }
+            Waiter::Stacks => self.look_after_stacks(),
             Waiter::Nobody => {}
             Waiter::Landed(_) | Waiter::Free(_) => unreachable!("{key:?} landed twice"),
         }
@@ -460,6 +470,10 @@ impl Loop {
         };
         if let Some(coroutine) = coroutine {
             self.stacks.borrow_mut().release(coroutine.into_stack());
+            self.stacks_back.set(self.stacks_back.get() + 1);
+            if self.stacks_seen.get().is_none() {
+                self.watch_stacks();
+            }
         }
         // SAFETY: as above. What destructors have made since the fiber dropped its locals goes on
         // this thread, whoever holds the fiber.
@@ -471,6 +485,24 @@ impl Loop {
         let watcher = self.endings.take();
         if let Some(watcher) = watcher {
             contain(|| watcher.wake());
+        }
+    }
+
+    /// Has the loop look after its warm stacks in a while: one timer at most, and none when there
+    /// is nothing to look after.
+    fn watch_stacks(&self) {
+        if let Some(at) = self.now().checked_add(self.stacks_kept) {
+            self.stacks_seen.set(Some(self.stacks_back.get()));
+            self.arm(Waiter::Stacks, at);
+        }
+    }
+
+    /// Gives the warm stacks' memory back if no fiber has ended since the last look.
+    fn look_after_stacks(&self) {
+        if self.stacks_seen.take() == Some(self.stacks_back.get()) {
+            self.stacks.borrow_mut().trim();
+        } else {
+            self.watch_stacks();
         }
     }
 

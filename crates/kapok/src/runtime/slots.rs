@@ -22,6 +22,8 @@ pub(crate) enum Waiter {
     /// Nobody who waits, but someone who takes what landed: the result of an operation whose future
     /// is gone.
     Orphan(Box<dyn FnOnce(i32)>),
+    /// The loop itself: it is time to look after the stacks.
+    Stacks,
     /// Nobody: the slot is freed when the key lands.
     Nobody,
     /// In no use; the index is the next free slot.
