@@ -20,8 +20,8 @@
 //! work for nobody. A peer that has merely closed its sending half is none of the sweep's business:
 //! its handler reads the end of the stream and may still reply.
 //!
-//! The sweep checks the engine besides: a descriptor that poll(2) finds ready and that the next turn
-//! still does not report has lost an edge. It is counted in [`Counters::lost_edges`], and served.
+//! The sweep checks the engine besides: a descriptor that poll(2) finds ready, and that no turn until
+//! the next sweep reports, has lost an edge. It is counted in [`Counters::lost_edges`], and served.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};

@@ -83,6 +83,8 @@ pub struct Ready<S: Selector> {
     events: Vec<Event>,
     results: Vec<(Key, i32)>,
     lost_edges: u64,
+    /// What the last sweep found ready for an operation, and not announced.
+    suspects: Vec<(RawFd, Key)>,
     /// Drops the next event of this descriptor, for tests of the sweep.
     #[cfg(test)]
     swallow: Option<RawFd>,
@@ -113,6 +115,7 @@ impl<S: Selector> Ready<S> {
             events: Vec::new(),
             results: Vec::new(),
             lost_edges: 0,
+            suspects: Vec::new(),
             #[cfg(test)]
             swallow: None,
         })

@@ -3,21 +3,25 @@
 //! An edge is lost if a descriptor is ready for somebody who is parked on it and the selector will
 //! not say so any more. That is a bug, of this engine or the kernel, or of a program that lets one
 //! file description be eaten from by several. The sweep finds it by asking poll(2), which knows
-//! levels: what it calls ready, and one more wait of no length still does not report, is lost.
+//! levels. What it calls ready and one more wait of no length does not report is a suspect: data may
+//! be in a socket a moment before its edge is. A suspect that the next sweep finds again, with the
+//! same operation parked and turns in between, has lost its edge.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use crate::op::Readiness;
+use crate::op::{Key, Readiness};
 use crate::ready::Ready;
-use crate::ready::table::Side;
+use crate::ready::attempt::interest;
+use crate::ready::table::{NIL, Side};
 use crate::selector::Selector;
 use crate::sys::{descriptors, errno};
 
 impl<S: Selector> Ready<S> {
-    /// Looks for lost edges, delivers what they would have, and answers how many there were. What
-    /// it delivers lands in the next turn. Operations parked on numbers that were closed or retired
+    /// Looks for lost edges, delivers what they would have, and answers how many there were: edges
+    /// that this sweep and the one before found missing. What it delivers lands in the next turn.
+    /// Turn the engine between two sweeps, or what is merely on its way counts as lost. Operations parked on numbers that were closed or retired
     /// land with `-EBADF`, and count as nothing.
     ///
     /// Costs one poll(2) over everything that is parked; meant for tests, for diagnosis and for a
@@ -48,6 +52,7 @@ impl<S: Selector> Ready<S> {
             }
             is_open
         });
+        let suspected = std::mem::take(&mut self.suspects);
         if suspects.is_empty() {
             return Ok(0);
         }
@@ -64,6 +69,11 @@ impl<S: Selector> Ready<S> {
         }
         let mut lost = 0;
         for &(fd, seen) in &suspects {
+            let Some(key) = self.kept_waiting(fd, seen) else { continue };
+            if !suspected.contains(&(fd, key)) {
+                self.suspects.push((fd, key));
+                continue;
+            }
             let landed_before = self.landed.len();
             if let Some(entry) = self.table.entry_mut(fd) {
                 entry.readable = true;
@@ -79,6 +89,18 @@ impl<S: Selector> Ready<S> {
         }
         self.lost_edges += lost as u64;
         Ok(lost)
+    }
+
+    /// The first operation parked on `fd` that what was seen would let get on.
+    fn kept_waiting(&self, fd: RawFd, seen: Readiness) -> Option<Key> {
+        let entry = self.table.entry(fd)?;
+        // Errors and hang-ups concern everybody.
+        let all = seen.intersects(Readiness::ERROR.union(Readiness::HANG_UP));
+        let heads = Side::ALL.into_iter().map(|side| entry.head(side)).filter(|&head| head != NIL);
+        heads
+            .map(|head| self.table.slot(head))
+            .find(|slot| all || interest(&slot.op).intersects(seen))
+            .map(|slot| slot.key)
     }
 
     /// How many lost edges all sweeps of this engine have found.
