@@ -479,16 +479,26 @@ fn stacks_that_nobody_uses_any_more_go_back_to_the_kernel() {
         let runtime = Runtime::builder().keep_stacks(Duration::from_millis(50)).build().unwrap();
         runtime.run(|| {
             let round = || {
+                // All of them at once, so that each has a stack of its own.
+                let gate = Arc::new(kapok::sync::Semaphore::new(0));
                 let fibers: Vec<_> = (0..FIBERS)
-                    .map(|_| kapok::spawn(|| kapok::sleep(Duration::from_millis(1)).unwrap()))
+                    .map(|_| {
+                        let gate = Arc::clone(&gate);
+                        kapok::spawn(move || drop(gate.acquire().unwrap()))
+                    })
                     .collect();
+                wait_until(|| {
+                    kapok::yield_now();
+                    kapok::stack_usage().stacks - kapok::stack_usage().free > FIBERS
+                });
+                gate.add_permits(1);
                 fibers.into_iter().for_each(|fiber| fiber.join().unwrap());
             };
             // Again after they were given back: the next watch is armed anew.
             for _ in 0..2 {
                 round();
                 let kept = kapok::stack_usage();
-                assert!(kept.stacks >= FIBERS && kept.free < FIBERS, "{kept:?}");
+                assert!(kept.stacks > FIBERS && kept.free < FIBERS, "{kept:?}");
                 wait_until(|| {
                     kapok::sleep(Duration::from_millis(10)).unwrap();
                     kapok::stack_usage().free >= FIBERS
