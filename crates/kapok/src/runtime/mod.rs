@@ -1,7 +1,10 @@
 //! Runtimes: one or more loops, each on a thread of its own.
 
+mod closing;
 mod event_loop;
+mod fibers;
 mod group;
+mod operations;
 mod remote;
 mod slots;
 

@@ -1,0 +1,77 @@
+//! The end of a loop: its fibers are cancelled and run out; what does not end is leaked.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kapok_engine::Wait;
+
+use super::event_loop::{Loop, Unstarted};
+use crate::fiber::{Fiber, Waiting, contain};
+use crate::stack;
+
+impl Loop {
+    /// Cancels every fiber and runs them out. Those that have not ended after `limit` never will:
+    /// their stacks, and with them whatever the kernel may still write to, are leaked.
+    pub(crate) fn close(&self, limit: Duration) -> io::Result<()> {
+        let _entered = self.enter();
+        self.closing.set(true);
+        // Without one the limit is beyond the end of time.
+        let deadline = Instant::now().checked_add(limit);
+        let wait = deadline.map_or(Wait::Forever, Wait::Until);
+        // Those that come later are cancelled as they are spawned.
+        let all: Vec<Arc<Fiber>> = self.fibers.borrow().slots.iter().flatten().cloned().collect();
+        for fiber in all {
+            fiber.request_cancel();
+        }
+        loop {
+            self.unstarted.take().into_iter().for_each(Unstarted::discard);
+            // What was discarded may have spawned anew; what is landing may be a connection.
+            if self.live_fibers() == 0 && self.orphans.get() == 0 {
+                return Ok(());
+            }
+            self.attend();
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break;
+            }
+            self.turn(wait)?;
+            self.run_fibers();
+        }
+        self.abandon();
+        Ok(())
+    }
+
+    fn abandon(&self) {
+        let left = std::mem::take(&mut *self.fibers.borrow_mut());
+        for fiber in left.slots.into_iter().flatten() {
+            tracing::error!(fiber = fiber.title(), "did not end when its loop closed: leaked");
+            // SAFETY: our own fiber; a copy of a weak reference.
+            let packet = unsafe { (*fiber.local()).packet.upgrade() };
+            // SAFETY: our own fiber, suspended for good. Neither its stack nor what lies on it is
+            // ever freed: the kernel, or another thread, may hold borrows of it.
+            unsafe {
+                let local = fiber.local();
+                if let Waiting::Operation(key) = (*local).waiting {
+                    self.cancel(key);
+                }
+                std::mem::forget((*local).coroutine.take());
+                stack::note_leaked();
+            }
+            // Wakers may come back to it for ever; it must not be freed under the inbox.
+            std::mem::forget(fiber);
+            if let Some(packet) = packet {
+                contain(|| packet.abandon());
+            }
+        }
+        for one in self.unstarted.take() {
+            // Each that was discarded spawned another, all the time.
+            // SAFETY: unstarted, and held by us alone.
+            let packet = unsafe { (*one.fiber.local()).packet.upgrade() };
+            std::mem::forget(one);
+            if let Some(packet) = packet {
+                contain(|| packet.abandon());
+            }
+        }
+        self.ready.borrow_mut().clear();
+    }
+}

@@ -1,0 +1,202 @@
+//! A loop's fibers: their table, and starting, suspending, interrupting and ending them.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use corosensei::{Coroutine, CoroutineResult};
+
+use super::event_loop::{Loop, OPERATIONS_PER_RESUME, Unstarted};
+use super::remote::Remote;
+use super::slots::Waiter;
+use crate::fiber::{Fiber, Locals, Waiting, contain};
+use crate::stack;
+
+#[derive(Default)]
+pub(super) struct Fibers {
+    pub(super) slots: Vec<Option<Arc<Fiber>>>,
+    free: Vec<u32>,
+    pub(super) live: usize,
+}
+
+impl Fibers {
+    pub(super) fn insert(&mut self, fiber: Arc<Fiber>) -> u32 {
+        self.live += 1;
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = Some(fiber);
+                index
+            }
+            None => {
+                self.slots.push(Some(fiber));
+                (self.slots.len() - 1) as u32
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, index: u32) -> Option<Arc<Fiber>> {
+        let fiber = self.slots[index as usize].take();
+        if fiber.is_some() {
+            self.live -= 1;
+            self.free.push(index);
+        }
+        fiber
+    }
+}
+
+impl Loop {
+    /// Takes up a new fiber.
+    pub(crate) fn spawn(&self, unstarted: Unstarted) {
+        if self.closing.get() {
+            unstarted.fiber.request_cancel();
+        }
+        if unstarted.movable && self.group.someone_is_idle() {
+            self.group.offer([unstarted]);
+        } else {
+            self.unstarted.borrow_mut().push_back(unstarted);
+        }
+    }
+
+    /// Queues `fiber` if it is one of the calling thread's own.
+    pub(super) fn push_ready_if_current(home: &Remote, fiber: NonNull<Fiber>) -> bool {
+        Loop::with_current(|current| match current {
+            Some(lp) if std::ptr::eq(&raw const *lp.remote, home) => {
+                lp.ready.borrow_mut().push_back(fiber);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// Queues the running fiber behind the others and suspends it.
+    pub(crate) fn yield_now(&self, fiber: NonNull<Fiber>) {
+        self.ready.borrow_mut().push_back(fiber);
+        self.suspend(fiber);
+    }
+
+    /// Leaves the running fiber's stack. Whoever calls has seen to it that something makes the
+    /// fiber ready again, exactly once.
+    #[inline]
+    pub(crate) fn suspend(&self, fiber: NonNull<Fiber>) {
+        debug_assert_eq!(self.running.get(), Some(fiber));
+        // SAFETY: the running fiber is ours and has a yielder, which lives on its stack.
+        unsafe {
+            let local = fiber.as_ref().local();
+            (*local).yielder.unwrap_unchecked().as_ref().suspend(());
+        }
+    }
+
+    /// Interrupts what `fiber` waits for, if there is a reason to and it may be interrupted.
+    pub(super) fn interrupt(&self, pointer: NonNull<Fiber>) {
+        // SAFETY: our own fiber, which its table holds; the copies do not outlive the statement.
+        let (fiber, waiting) = unsafe { (pointer.as_ref(), (*pointer.as_ref().local()).waiting) };
+        if crate::fiber::interrupt_of(self, fiber).is_none() {
+            return;
+        }
+        match waiting {
+            Waiting::Operation(key) => self.cancel(key),
+            Waiting::InterruptiblePark => {
+                if fiber.leave_token() {
+                    self.ready.borrow_mut().push_back(pointer);
+                }
+            }
+            Waiting::Nothing | Waiting::Park => {}
+        }
+    }
+
+    pub(super) fn start(&self, unstarted: Unstarted) {
+        let stack = self.stacks.borrow_mut().allocate(unstarted.fiber.stack_size);
+        let stack = match stack {
+            Ok(stack) => stack,
+            Err(error) => {
+                tracing::error!(fiber = unstarted.fiber.title(), %error, "no stack for a fiber");
+                unstarted.discard();
+                return;
+            }
+        };
+        let fiber = unstarted.fiber;
+        fiber.set_home(&self.remote);
+        let pointer = Fiber::pointer(&fiber);
+        let body = move |yielder: &corosensei::Yielder<(), ()>, ()| {
+            // SAFETY: this runs on the fiber, so it is alive and its local part is ours.
+            let entry = unsafe {
+                let local = pointer.as_ref().local();
+                (*local).yielder = Some(NonNull::from(yielder));
+                (*local).entry.take()
+            };
+            if let Some(entry) = entry {
+                entry();
+            }
+        };
+        let index = self.fibers.borrow_mut().insert(Arc::clone(&fiber));
+        // SAFETY: the fiber is ours from here on.
+        unsafe {
+            let local = fiber.local();
+            (*local).index = index;
+            (*local).coroutine = Some(Coroutine::with_stack(stack, body));
+        }
+        self.resume(pointer);
+    }
+
+    pub(super) fn resume(&self, fiber: NonNull<Fiber>) {
+        self.running.set(Some(fiber));
+        self.operations_left.set(OPERATIONS_PER_RESUME);
+        // SAFETY: the table holds the fiber, and its label never changes.
+        unsafe { stack::set_running(&raw const fiber.as_ref().label) };
+        // SAFETY: a fiber that is ready is alive and suspended, so nothing else refers to its
+        // coroutine; on the other side only other fields of the local part are touched.
+        let over = unsafe {
+            let coroutine = &mut (*fiber.as_ref().local()).coroutine;
+            matches!(coroutine.as_mut().unwrap_unchecked().resume(()), CoroutineResult::Return(()))
+        };
+        // SAFETY: null is no label.
+        unsafe { stack::set_running(std::ptr::null()) };
+        self.running.set(None);
+        if over {
+            self.finish(fiber);
+        }
+    }
+
+    pub(super) fn finish(&self, fiber: NonNull<Fiber>) {
+        // SAFETY: the table still holds the fiber; its stack is empty.
+        let (index, coroutine) = unsafe {
+            let local = fiber.as_ref().local();
+            ((*local).index, (*local).coroutine.take())
+        };
+        if let Some(coroutine) = coroutine {
+            self.stacks.borrow_mut().release(coroutine.into_stack());
+            self.stacks_back.set(self.stacks_back.get() + 1);
+            if self.stacks_seen.get().is_none() {
+                self.watch_stacks();
+            }
+        }
+        // SAFETY: as above. What destructors have made since the fiber dropped its locals goes on
+        // this thread, whoever holds the fiber.
+        let locals =
+            unsafe { std::mem::replace(&mut (*fiber.as_ref().local()).locals, Locals::new()) };
+        contain(|| drop(locals));
+        let fiber = self.fibers.borrow_mut().remove(index);
+        drop(fiber);
+        let watcher = self.endings.take();
+        if let Some(watcher) = watcher {
+            contain(|| watcher.wake());
+        }
+    }
+
+    /// Has the loop look after its warm stacks in a while: one timer at most, and none when there
+    /// is nothing to look after.
+    fn watch_stacks(&self) {
+        if let Some(at) = self.now().checked_add(self.stacks_kept) {
+            self.stacks_seen.set(Some(self.stacks_back.get()));
+            self.arm(Waiter::Stacks, at);
+        }
+    }
+
+    /// Gives the warm stacks' memory back if no fiber has ended since the last look.
+    pub(super) fn look_after_stacks(&self) {
+        if self.stacks_seen.take() == Some(self.stacks_back.get()) {
+            self.stacks.borrow_mut().trim();
+        } else {
+            self.watch_stacks();
+        }
+    }
+}

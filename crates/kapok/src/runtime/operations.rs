@@ -1,0 +1,137 @@
+//! A loop's operations: from who waits to the engine, and from what lands to who waited.
+
+use std::time::Instant;
+
+use kapok_engine::{Completion, Engine, Key, Op, Submitted};
+
+use super::event_loop::Loop;
+use super::slots::Waiter;
+use crate::fiber::{Waiting, contain};
+
+impl Loop {
+    /// Hands `op` to the engine on behalf of `waiter`. A key only if it is pending.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::submit`]; the memory is kept until `waiter` is told.
+    #[inline]
+    pub(crate) unsafe fn submit(&self, waiter: Waiter, op: Op) -> Result<Key, i32> {
+        let key = self.slots.borrow_mut().insert(waiter);
+        // SAFETY: by the caller; the key is fresh.
+        let submitted = unsafe { self.engine.borrow_mut().submit(key, op) };
+        match submitted {
+            Submitted::Pending => Ok(key),
+            Submitted::Done(res) => {
+                // Dropped here and now, with nothing borrowed.
+                let _waiter = self.slots.borrow_mut().remove(key);
+                Err(res)
+            }
+        }
+    }
+
+    /// Asks the engine to let `key` land soon.
+    pub(crate) fn cancel(&self, key: Key) {
+        self.engine.borrow_mut().cancel(key);
+    }
+
+    /// Arms a timer that tells `waiter`.
+    pub(crate) fn arm(&self, waiter: Waiter, deadline: Instant) -> Key {
+        // SAFETY: a timer names no memory.
+        match unsafe { self.submit(waiter, Op::Timer { deadline }) } {
+            Ok(key) => key,
+            Err(res) => unreachable!("a timer landed with {res} before it was armed"),
+        }
+    }
+
+    /// Takes back a timer, which may have gone off.
+    pub(crate) fn disarm(&self, key: Key) {
+        let mut slots = self.slots.borrow_mut();
+        let old = match slots.get_mut(key) {
+            None => return,
+            Some(Waiter::Landed(_)) => slots.remove(key),
+            Some(_) if self.engine.borrow_mut().disarm(key) => slots.remove(key),
+            // It has gone off and is on its way to us.
+            Some(waiter) => std::mem::replace(waiter, Waiter::Nobody),
+        };
+        // A waker may be anybody's: it is dropped with nothing borrowed.
+        drop(slots);
+        drop(old);
+    }
+
+    /// Gives up on a future's operation: cancels it, and leaves its result to `heir`.
+    pub(crate) fn orphan(&self, key: Key, heir: Option<Box<dyn FnOnce(i32)>>) {
+        let next = heir.map_or(Waiter::Nobody, Waiter::Orphan);
+        let mut slots = self.slots.borrow_mut();
+        let old = match slots.get_mut(key) {
+            None => return,
+            Some(Waiter::Landed(_)) => slots.remove(key),
+            Some(waiter) => {
+                self.engine.borrow_mut().cancel(key);
+                if matches!(next, Waiter::Orphan(_)) {
+                    self.orphans.set(self.orphans.get() + 1);
+                }
+                let old = std::mem::replace(waiter, next);
+                drop(slots);
+                drop(old);
+                return;
+            }
+        };
+        drop(slots);
+        if let (Waiter::Landed(res), Waiter::Orphan(heir)) = (old, next) {
+            heir(res);
+        }
+    }
+
+    /// The slot of a future's operation.
+    pub(crate) fn with_waiter<R>(&self, key: Key, f: impl FnOnce(Option<&mut Waiter>) -> R) -> R {
+        f(self.slots.borrow_mut().get_mut(key))
+    }
+
+    /// Frees a slot whose key has landed.
+    pub(crate) fn free(&self, key: Key) -> Waiter {
+        self.slots.borrow_mut().remove(key)
+    }
+
+    pub(super) fn land(&self, completion: Completion) {
+        let key = completion.key;
+        let mut slots = self.slots.borrow_mut();
+        let Some(waiter) = slots.get_mut(key) else {
+            unreachable!("{key:?} landed twice");
+        };
+        debug_assert!(completion.is_terminal());
+        let told = match waiter {
+            Waiter::Task(waker) => {
+                let waker = waker.take();
+                *waiter = Waiter::Landed(completion.res);
+                Waiter::Task(waker)
+            }
+            _ => slots.remove(key),
+        };
+        drop(slots);
+        match told {
+            Waiter::Fiber(fiber) => {
+                // SAFETY: our own fiber, suspended, and alive because this key had not landed.
+                unsafe {
+                    let local = fiber.as_ref().local();
+                    (*local).result = completion.res;
+                    (*local).waiting = Waiting::Nothing;
+                }
+                self.ready.borrow_mut().push_back(fiber);
+            }
+            // SAFETY: a fiber takes its limits back before it goes on, so it is alive.
+            Waiter::Limit(fiber) => self.interrupt(fiber),
+            Waiter::Task(waker) => {
+                if let Some(waker) = waker {
+                    contain(|| waker.wake());
+                }
+            }
+            Waiter::Orphan(heir) => {
+                self.orphans.set(self.orphans.get() - 1);
+                contain(|| heir(completion.res));
+            }
+            Waiter::Stacks => self.look_after_stacks(),
+            Waiter::Nobody => {}
+            Waiter::Landed(_) | Waiter::Free(_) => unreachable!("{key:?} landed twice"),
+        }
+    }
+}
