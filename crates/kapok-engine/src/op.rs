@@ -201,6 +201,61 @@ pub enum Op {
         /// Its length in bytes.
         addr_len: libc::socklen_t,
     },
+    /// socket(2). Lands with the new descriptor.
+    Socket {
+        /// `AF_*`.
+        domain: i32,
+        /// `SOCK_*`, without flags.
+        kind: i32,
+        /// `IPPROTO_*`, or 0.
+        protocol: i32,
+    },
+    /// socketpair(2) of Unix sockets.
+    SocketPair {
+        /// `SOCK_*`, without flags.
+        kind: i32,
+        /// Where the two descriptors go.
+        fds: *mut [RawFd; 2],
+    },
+    /// bind(2).
+    Bind {
+        /// A socket.
+        fd: RawFd,
+        /// The address.
+        addr: *const libc::sockaddr_storage,
+        /// Its length in bytes.
+        addr_len: libc::socklen_t,
+    },
+    /// listen(2).
+    Listen {
+        /// A bound socket.
+        fd: RawFd,
+        /// How many connections may wait to be accepted; the kernel has a limit of its own.
+        backlog: i32,
+    },
+    /// getsockname(2).
+    LocalAddress {
+        /// A socket.
+        fd: RawFd,
+        /// Where the address goes.
+        addr: *mut libc::sockaddr_storage,
+        /// The room at `addr` and, after, the length of the address.
+        addr_len: *mut libc::socklen_t,
+    },
+    /// getpeername(2).
+    PeerAddress {
+        /// A connected socket.
+        fd: RawFd,
+        /// Where the address goes.
+        addr: *mut libc::sockaddr_storage,
+        /// The room at `addr` and, after, the length of the address.
+        addr_len: *mut libc::socklen_t,
+    },
+    /// dup(2). Lands with the new descriptor.
+    Duplicate {
+        /// Any descriptor.
+        fd: RawFd,
+    },
     /// shutdown(2).
     Shutdown {
         /// A connected socket.
@@ -278,6 +333,13 @@ impl Op {
             Op::SendMsg { .. } => "sendmsg",
             Op::Accept { .. } => "accept",
             Op::Connect { .. } => "connect",
+            Op::Socket { .. } => "socket",
+            Op::SocketPair { .. } => "socketpair",
+            Op::Bind { .. } => "bind",
+            Op::Listen { .. } => "listen",
+            Op::LocalAddress { .. } => "getsockname",
+            Op::PeerAddress { .. } => "getpeername",
+            Op::Duplicate { .. } => "dup",
             Op::Shutdown { .. } => "shutdown",
             Op::Read { .. } => "read",
             Op::Write { .. } => "write",
@@ -288,10 +350,31 @@ impl Op {
         }
     }
 
+    /// Whether it never waits. Every engine carries such an operation out as it is submitted and
+    /// answers [`Submitted::Done`].
+    pub const fn is_immediate(&self) -> bool {
+        matches!(
+            self,
+            Op::Socket { .. }
+                | Op::SocketPair { .. }
+                | Op::Bind { .. }
+                | Op::Listen { .. }
+                | Op::LocalAddress { .. }
+                | Op::PeerAddress { .. }
+                | Op::Duplicate { .. }
+                | Op::Shutdown { .. }
+                | Op::Close { .. }
+        )
+    }
+
     /// The descriptor it works on, if it works on one.
     pub const fn fd(&self) -> Option<RawFd> {
         match *self {
-            Op::Nop | Op::Timer { .. } | Op::Open { .. } => None,
+            Op::Nop
+            | Op::Timer { .. }
+            | Op::Open { .. }
+            | Op::Socket { .. }
+            | Op::SocketPair { .. } => None,
             Op::Poll { fd, .. }
             | Op::Recv { fd, .. }
             | Op::Send { fd, .. }
@@ -299,6 +382,11 @@ impl Op {
             | Op::SendMsg { fd, .. }
             | Op::Accept { fd, .. }
             | Op::Connect { fd, .. }
+            | Op::Bind { fd, .. }
+            | Op::Listen { fd, .. }
+            | Op::LocalAddress { fd, .. }
+            | Op::PeerAddress { fd, .. }
+            | Op::Duplicate { fd }
             | Op::Shutdown { fd, .. }
             | Op::Read { fd, .. }
             | Op::Write { fd, .. }

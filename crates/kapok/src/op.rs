@@ -43,6 +43,26 @@ pub(crate) unsafe fn run(op: Op) -> io::Result<i32> {
     })
 }
 
+/// Carries out an operation that [never waits](Op::is_immediate), on a fiber, on its loop or on a
+/// plain thread alike. Neither cancellation nor a deadline is in its way.
+///
+/// # Safety
+///
+/// As for [`run`].
+pub(crate) unsafe fn now(op: Op) -> io::Result<i32> {
+    debug_assert!(op.is_immediate());
+    let res = Loop::with_current(|current| match current {
+        // SAFETY: by the caller.
+        Some(lp) => match unsafe { lp.submit(Waiter::Nobody, op) } {
+            Err(res) => res,
+            Ok(_) => unreachable!("{} never waits", op.name()),
+        },
+        // SAFETY: by the caller.
+        None => unsafe { sys::perform(&op, true) },
+    });
+    if res < 0 { Err(io::Error::from_raw_os_error(-res)) } else { Ok(res) }
+}
+
 /// # Safety
 ///
 /// As for [`run`].

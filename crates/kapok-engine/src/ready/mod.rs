@@ -470,9 +470,16 @@ impl<S: Selector> Engine for Ready<S> {
                 self.timers.insert(key, deadline);
                 Submitted::Pending
             }
-            // SAFETY: shutdown names no memory.
-            Op::Shutdown { .. } => Submitted::Done(unsafe { perform(&op, false) }),
             Op::Close { fd } => Submitted::Done(self.close(fd)),
+            Op::Socket { .. }
+            | Op::SocketPair { .. }
+            | Op::Bind { .. }
+            | Op::Listen { .. }
+            | Op::LocalAddress { .. }
+            | Op::PeerAddress { .. }
+            | Op::Duplicate { .. }
+            // SAFETY: the caller's promise.
+            | Op::Shutdown { .. } => Submitted::Done(unsafe { perform(&op, false) }),
             Op::Sync { .. } | Op::Open { .. } | Op::Metadata { .. } => {
                 self.offload(key, op, Carry::Blocking)
             }

@@ -3,6 +3,7 @@
 pub mod descriptors;
 mod notifier;
 mod perform;
+mod sockets;
 
 pub(crate) use notifier::Notifier;
 pub use perform::perform;

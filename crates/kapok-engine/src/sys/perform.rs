@@ -9,6 +9,7 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use crate::op::{MAX_TRANSFER, Op, RawMetadata, Readiness};
+use crate::sys::sockets::{accept, socket, socket_pair};
 use crate::sys::{landed, set_errno};
 
 /// Flags of every send: a peer that is gone is an error here and never a signal.
@@ -130,6 +131,19 @@ pub(crate) unsafe fn once(op: &Op, blocking: bool) -> i32 {
                     res => res,
                 }
             }
+            Op::Socket { domain, kind, protocol } => socket(domain, kind, protocol),
+            Op::SocketPair { kind, fds } => socket_pair(kind, fds),
+            Op::Bind { fd, addr, addr_len } => {
+                landed(libc::bind(fd, addr.cast(), addr_len) as isize)
+            }
+            Op::Listen { fd, backlog } => landed(libc::listen(fd, backlog) as isize),
+            Op::LocalAddress { fd, addr, addr_len } => {
+                landed(libc::getsockname(fd, addr.cast(), addr_len) as isize)
+            }
+            Op::PeerAddress { fd, addr, addr_len } => {
+                landed(libc::getpeername(fd, addr.cast(), addr_len) as isize)
+            }
+            Op::Duplicate { fd } => landed(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) as isize),
             Op::Shutdown { fd, how } => landed(libc::shutdown(fd, how) as isize),
             Op::Read { fd, buf, len, offset } => {
                 let len = len.min(MAX_TRANSFER);
@@ -181,39 +195,6 @@ fn sleep_until(deadline: Instant, blocking: bool) -> i32 {
 const CLOSE_PASSED_ON_EXEC: i32 = libc::MSG_CMSG_CLOEXEC;
 #[cfg(any(target_os = "macos", target_os = "ios"))]
 const CLOSE_PASSED_ON_EXEC: i32 = 0;
-
-/// The accepted stream stays a blocking descriptor: its users pass `MSG_DONTWAIT`.
-#[cfg(not(any(target_os = "macos", target_os = "ios")))]
-unsafe fn accept(
-    fd: RawFd,
-    addr: *mut libc::sockaddr_storage,
-    addr_len: *mut libc::socklen_t,
-) -> i32 {
-    // SAFETY: the caller's promise; both null is allowed.
-    landed(unsafe { libc::accept4(fd, addr.cast(), addr_len, libc::SOCK_CLOEXEC) } as isize)
-}
-
-/// Without accept4(2) the flags are set after, and the inherited `O_NONBLOCK` is taken off.
-#[cfg(any(target_os = "macos", target_os = "ios"))]
-unsafe fn accept(
-    fd: RawFd,
-    addr: *mut libc::sockaddr_storage,
-    addr_len: *mut libc::socklen_t,
-) -> i32 {
-    // SAFETY: the caller's promise for accept; fcntl takes integers.
-    unsafe {
-        let stream = libc::accept(fd, addr.cast(), addr_len);
-        if stream >= 0 {
-            libc::fcntl(stream, libc::F_SETFD, libc::FD_CLOEXEC);
-            libc::fcntl(
-                stream,
-                libc::F_SETFL,
-                libc::fcntl(stream, libc::F_GETFL) & !libc::O_NONBLOCK,
-            );
-        }
-        landed(stream as isize)
-    }
-}
 
 /// How a connect that answered `-EINPROGRESS` went: 0, `-errno`, or `-EINPROGRESS` still.
 ///

@@ -16,12 +16,21 @@ const NO_SIGNAL: i32 = 0x100;
 const EMPTY_PATH: &std::ffi::CStr = c"";
 
 /// Writes `op` as an entry. `None` for what the engine does by itself (timers) and what it does at
-/// once by a system call that does not block (shutdown, close).
+/// once by a system call, because it never waits.
 #[inline]
 pub(super) fn encode(key: Key, op: &Op) -> Option<Sqe> {
     let mut sqe = Sqe { user_data: key.bits(), ..Sqe::default() };
     match *op {
-        Op::Timer { .. } | Op::Shutdown { .. } | Op::Close { .. } => return None,
+        Op::Timer { .. }
+        | Op::Socket { .. }
+        | Op::SocketPair { .. }
+        | Op::Bind { .. }
+        | Op::Listen { .. }
+        | Op::LocalAddress { .. }
+        | Op::PeerAddress { .. }
+        | Op::Duplicate { .. }
+        | Op::Shutdown { .. }
+        | Op::Close { .. } => return None,
         Op::Nop => sqe.opcode = code::IORING_OP_NOP as u8,
         Op::Poll { fd, events } => {
             sqe.opcode = code::IORING_OP_POLL_ADD as u8;

@@ -7,7 +7,7 @@
 //!   non-blocking send is cheaper than one through the ring. Only what finds no room is handed over.
 //! * **Timers** are a heap on our side that bounds the wait of a turn; a million sleepers cost the
 //!   kernel nothing.
-//! * **Shutdown and close** do not wait, so they are plain system calls.
+//! * **What never waits** ([`Op::is_immediate`]) is a plain system call.
 //!
 //! Entries are submitted by the turn, in one io_uring_enter(2) with the wait. What does not fit into
 //! the submission queue is flushed, and if the kernel takes nothing just now it is kept in a backlog
@@ -272,7 +272,7 @@ impl Engine for Uring {
                 return Submitted::Done(unsafe { sys::perform(&op, false) });
             }
             // SAFETY: by the caller.
-            Op::Shutdown { .. } => return Submitted::Done(unsafe { sys::perform(&op, false) }),
+            _ if op.is_immediate() => return Submitted::Done(unsafe { sys::perform(&op, false) }),
             _ => {}
         }
         let Some(mut sqe) = encode::encode(key, &op) else {

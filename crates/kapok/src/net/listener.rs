@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use crate::op::{self, Pending};
 use crate::park;
 use crate::runtime::Loop;
 
-type Accepted = (OwnedFd, SockAddr);
+type Accepted = (Socket, SockAddr);
 
 /// A listening socket, and the connections that were accepted for somebody who was gone by then.
 ///
@@ -100,8 +100,7 @@ impl Returned {
 }
 
 impl Listener {
-    pub(super) fn new(fd: OwnedFd) -> io::Result<Listener> {
-        let socket = Socket::new(fd);
+    pub(super) fn new(socket: Socket) -> io::Result<Listener> {
         socket.options().set_nonblocking(true)?;
         Ok(Listener { socket, returned: Arc::default() })
     }
@@ -132,8 +131,8 @@ impl Listener {
     /// Accepts where nothing can suspend: on a plain thread, or while a fiber unwinds.
     fn accept_blocking(&self) -> io::Result<(Socket, SockAddr)> {
         loop {
-            if let Some((fd, address)) = self.returned.take() {
-                return admit(fd, address);
+            if let Some((socket, address)) = self.returned.take() {
+                return admit(socket, address);
             }
             let storage = SockAddrStorage::zeroed();
             let len = storage.size_of();
@@ -146,10 +145,9 @@ impl Listener {
             // SAFETY: the address is a local that outlives the call, and the listener is borrowed.
             match unsafe { op::run(op) } {
                 Ok(fd) => {
-                    // SAFETY: a descriptor that accept has just made and that nobody else knows.
-                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-                    // SAFETY: accept filled in the address and its length.
-                    return admit(fd, unsafe { SockAddr::new(address.storage, address.len) });
+                    // SAFETY: accept has just made it, and filled in the address.
+                    let (socket, address) = unsafe { address.accepted(fd) };
+                    return admit(socket, address);
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {}
                 Err(error) => return Err(error),
@@ -166,6 +164,18 @@ impl Listener {
 struct PeerAddress {
     storage: SockAddrStorage,
     len: libc::socklen_t,
+}
+
+impl PeerAddress {
+    /// The connection that an accept with this address came to.
+    ///
+    /// # Safety
+    ///
+    /// The accept landed with `fd`, which nobody else knows.
+    unsafe fn accepted(self, fd: RawFd) -> Accepted {
+        // SAFETY: by the caller: the descriptor is ours, address and length are filled in.
+        unsafe { (Socket::new(OwnedFd::from_raw_fd(fd)), SockAddr::new(self.storage, self.len)) }
+    }
 }
 
 /// The future of one accept.
@@ -185,10 +195,8 @@ impl Accept<'_> {
             // SAFETY: the operation has landed, and who waited for it is gone: the address is ours.
             let address = unsafe { Box::from_raw(address) };
             if res >= 0 {
-                // SAFETY: a descriptor that accept has just made and that nobody else knows.
-                let fd = unsafe { OwnedFd::from_raw_fd(res) };
-                // SAFETY: accept filled in the address and its length.
-                returned.give_back((fd, unsafe { SockAddr::new(address.storage, address.len) }));
+                // SAFETY: accept has just made it, and filled in the address.
+                returned.give_back(unsafe { address.accepted(res) });
             }
         };
         // SAFETY: a fresh allocation, of which the heir is the only owner.
@@ -205,8 +213,8 @@ impl Future for Accept<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            if let Some((fd, address)) = self.listener.returned.take() {
-                return Poll::Ready(admit(fd, address));
+            if let Some((socket, address)) = self.listener.returned.take() {
+                return Poll::Ready(admit(socket, address));
             }
             let Poll::Ready(res) = ({
                 let mut begun = self.pending.take();
@@ -237,11 +245,9 @@ impl Future for Accept<'_> {
             let (res, address) = res;
             match res {
                 0.. => {
-                    // SAFETY: a descriptor that accept has just made and that nobody else knows.
-                    let fd = unsafe { OwnedFd::from_raw_fd(res) };
-                    // SAFETY: accept filled in the address and its length.
-                    let address = unsafe { SockAddr::new(address.storage, address.len) };
-                    return Poll::Ready(admit(fd, address));
+                    // SAFETY: accept has just made it, and filled in the address.
+                    let (socket, address) = unsafe { address.accepted(res) };
+                    return Poll::Ready(admit(socket, address));
                 }
                 _ if res == -libc::EINTR || res == -libc::ECONNABORTED => {}
                 _ => return Poll::Ready(Err(io::Error::from_raw_os_error(-res))),
@@ -284,14 +290,14 @@ impl From<DescriptorLimit> for io::Error {
 }
 
 /// Takes up a connection, if the loop's engine can wait for it.
-fn admit(fd: OwnedFd, address: SockAddr) -> io::Result<(Socket, SockAddr)> {
+fn admit(socket: Socket, address: SockAddr) -> io::Result<Accepted> {
     let limit = Loop::with_current(|current| current.and_then(Loop::descriptor_limit));
     match limit {
         // The connection is closed, others are served.
-        Some(limit) if fd.as_raw_fd() >= limit => {
-            Err(DescriptorLimit { descriptor: fd.as_raw_fd(), limit }.into())
+        Some(limit) if socket.as_raw_fd() >= limit => {
+            Err(DescriptorLimit { descriptor: socket.as_raw_fd(), limit }.into())
         }
-        _ => Ok((Socket::new(fd), address)),
+        _ => Ok((socket, address)),
     }
 }
 

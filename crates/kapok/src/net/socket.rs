@@ -2,13 +2,14 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kapok_engine::sys::descriptors;
 use kapok_engine::{Kind, Op};
-use socket2::SockAddr;
+use socket2::{Domain, SockAddr, Type};
 
 use crate::fiber;
 use crate::op;
@@ -58,6 +59,25 @@ impl Limit {
 }
 
 impl Socket {
+    /// A new socket, connected to nothing.
+    pub(crate) fn open(domain: Domain, kind: Type) -> io::Result<Socket> {
+        let op = Op::Socket { domain: domain.into(), kind: kind.into(), protocol: 0 };
+        // SAFETY: the operation names no memory.
+        let fd = unsafe { op::now(op) }?;
+        // SAFETY: a descriptor that was just made and is nobody else's.
+        Ok(Socket::new(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Two Unix sockets that are connected to each other.
+    pub(crate) fn pair(kind: Type) -> io::Result<(Socket, Socket)> {
+        let mut fds = [-1; 2];
+        // SAFETY: the array is a local that outlives the call.
+        unsafe { op::now(Op::SocketPair { kind: kind.into(), fds: &raw mut fds }) }?;
+        // SAFETY: descriptors that were just made and are nobody else's.
+        let [one, other] = fds.map(|fd| Socket::new(unsafe { OwnedFd::from_raw_fd(fd) }));
+        Ok((one, other))
+    }
+
     pub(crate) fn new(fd: OwnedFd) -> Socket {
         descriptors::adopt(fd.as_raw_fd());
         Socket {
@@ -75,7 +95,10 @@ impl Socket {
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Socket> {
-        let clone = Socket::new(self.fd.try_clone()?);
+        // SAFETY: the operation names no memory.
+        let fd = unsafe { op::now(Op::Duplicate { fd: self.as_raw_fd() }) }?;
+        // SAFETY: a descriptor that was just made and is nobody else's.
+        let clone = Socket::new(unsafe { OwnedFd::from_raw_fd(fd) });
         clone.read_timeout.set(self.read_timeout.get())?;
         clone.write_timeout.set(self.write_timeout.get())?;
         Ok(clone)
@@ -203,8 +226,50 @@ impl Socket {
         result.map(drop)
     }
 
-    pub(crate) fn shutdown(&self, how: std::net::Shutdown) -> io::Result<()> {
-        self.options().shutdown(how)
+    pub(crate) fn bind(&self, address: &SockAddr) -> io::Result<()> {
+        let op = Op::Bind {
+            fd: self.as_raw_fd(),
+            addr: address.as_ptr().cast(),
+            addr_len: address.len(),
+        };
+        // SAFETY: the address is borrowed for the whole call.
+        unsafe { op::now(op) }.map(drop)
+    }
+
+    pub(crate) fn listen(&self, backlog: i32) -> io::Result<()> {
+        // SAFETY: the operation names no memory.
+        unsafe { op::now(Op::Listen { fd: self.as_raw_fd(), backlog }) }.map(drop)
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SockAddr> {
+        let fd = self.as_raw_fd();
+        self.address(|addr, addr_len| Op::LocalAddress { fd, addr, addr_len })
+    }
+
+    pub(crate) fn peer_addr(&self) -> io::Result<SockAddr> {
+        let fd = self.as_raw_fd();
+        self.address(|addr, addr_len| Op::PeerAddress { fd, addr, addr_len })
+    }
+
+    fn address(
+        &self,
+        asking: impl FnOnce(*mut libc::sockaddr_storage, *mut libc::socklen_t) -> Op,
+    ) -> io::Result<SockAddr> {
+        // SAFETY: the closure hands the storage to the kernel, which fills in address and length.
+        let ((), address) = unsafe {
+            SockAddr::try_init(|storage, len| op::now(asking(storage.cast(), len)).map(drop))
+        }?;
+        Ok(address)
+    }
+
+    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        let how = match how {
+            Shutdown::Read => libc::SHUT_RD,
+            Shutdown::Write => libc::SHUT_WR,
+            Shutdown::Both => libc::SHUT_RDWR,
+        };
+        // SAFETY: the operation names no memory.
+        unsafe { op::now(Op::Shutdown { fd: self.as_raw_fd(), how }) }.map(drop)
     }
 }
 

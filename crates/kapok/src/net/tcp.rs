@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Type};
+use socket2::{Domain, SockAddr, Type};
 
 use super::listener::Listener;
 use super::resolve::{ToSocketAddrs, each_address};
@@ -33,14 +33,9 @@ impl TcpStream {
     /// The last address's error, with the address in its text; what resolving says.
     pub fn connect(addresses: impl ToSocketAddrs) -> io::Result<TcpStream> {
         each_address("connect to", addresses, |address| {
-            let socket = socket2::Socket::new(
-                Domain::for_address(address),
-                Type::STREAM,
-                Some(Protocol::TCP),
-            )?;
-            let stream = TcpStream(Socket::new(socket.into()));
-            stream.0.connect(&address.into())?;
-            Ok(stream)
+            let socket = Socket::open(Domain::for_address(address), Type::STREAM)?;
+            socket.connect(&address.into())?;
+            Ok(TcpStream(socket))
         })
     }
 
@@ -59,7 +54,7 @@ impl TcpStream {
     ///
     /// `NotConnected` if the connection was reset.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().peer_addr()?)
+        address_of(&self.0.peer_addr()?)
     }
 
     /// The address of this end.
@@ -68,7 +63,7 @@ impl TcpStream {
     ///
     /// What getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().local_addr()?)
+        address_of(&self.0.local_addr()?)
     }
 
     /// Sets `TCP_NODELAY`: small writes leave at once.
@@ -138,15 +133,11 @@ impl TcpListener {
     /// The last address's error, with the address in its text; what resolving says.
     pub fn bind(addresses: impl ToSocketAddrs) -> io::Result<TcpListener> {
         each_address("listen at", addresses, |address| {
-            let socket = socket2::Socket::new(
-                Domain::for_address(address),
-                Type::STREAM,
-                Some(Protocol::TCP),
-            )?;
-            socket.set_reuse_address(true)?;
+            let socket = Socket::open(Domain::for_address(address), Type::STREAM)?;
+            socket.options().set_reuse_address(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
-            Ok(TcpListener(Listener::new(socket.into())?))
+            Ok(TcpListener(Listener::new(socket)?))
         })
     }
 
@@ -189,7 +180,7 @@ impl TcpListener {
     ///
     /// What getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.socket().options().local_addr()?)
+        address_of(&self.0.socket().local_addr()?)
     }
 }
 
@@ -199,7 +190,7 @@ impl TcpListener {
     }
 
     fn from_owned(fd: OwnedFd) -> io::Result<TcpListener> {
-        Listener::new(fd).map(TcpListener)
+        Listener::new(Socket::new(fd)).map(TcpListener)
     }
 
     fn into_owned(self) -> OwnedFd {

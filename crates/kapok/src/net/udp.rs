@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Type};
 
 use super::resolve::{ToSocketAddrs, each_address};
 use super::socket::Socket;
@@ -29,13 +29,9 @@ impl UdpSocket {
     /// The last address's error, with the address in its text; what resolving says.
     pub fn bind(addresses: impl ToSocketAddrs) -> io::Result<UdpSocket> {
         each_address("bind", addresses, |address| {
-            let socket = socket2::Socket::new(
-                Domain::for_address(address),
-                Type::DGRAM,
-                Some(Protocol::UDP),
-            )?;
+            let socket = Socket::open(Domain::for_address(address), Type::DGRAM)?;
             socket.bind(&address.into())?;
-            Ok(UdpSocket(Socket::new(socket.into())))
+            Ok(UdpSocket(socket))
         })
     }
 
@@ -114,7 +110,7 @@ impl UdpSocket {
     ///
     /// `NotConnected` if there is none.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().peer_addr()?)
+        address_of(&self.0.peer_addr()?)
     }
 
     /// The address of this end.
@@ -123,7 +119,7 @@ impl UdpSocket {
     ///
     /// What getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().local_addr()?)
+        address_of(&self.0.local_addr()?)
     }
 
     /// A second object for the same socket, with a descriptor of its own (dup(2)).

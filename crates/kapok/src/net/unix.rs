@@ -32,10 +32,6 @@ fn at_path<T>(
     })
 }
 
-fn new_socket(kind: Type) -> io::Result<Socket> {
-    Ok(Socket::new(socket2::Socket::new(Domain::UNIX, kind, None)?.into()))
-}
-
 /// A Unix stream, like [`std::os::unix::net::UnixStream`].
 #[derive(Debug)]
 pub struct UnixStream(pub(crate) Socket);
@@ -48,7 +44,7 @@ impl UnixStream {
     /// What connect(2) says, with the path in its text.
     pub fn connect(path: impl AsRef<Path>) -> io::Result<UnixStream> {
         at_path("connect to", path.as_ref(), |address| {
-            let socket = new_socket(Type::STREAM)?;
+            let socket = Socket::open(Domain::UNIX, Type::STREAM)?;
             socket.connect(address)?;
             Ok(UnixStream(socket))
         })
@@ -60,8 +56,8 @@ impl UnixStream {
     ///
     /// If there is no descriptor left.
     pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
-        let (one, other) = socket2::Socket::pair(Domain::UNIX, Type::STREAM, None)?;
-        Ok((UnixStream(Socket::new(one.into())), UnixStream(Socket::new(other.into()))))
+        let (one, other) = Socket::pair(Type::STREAM)?;
+        Ok((UnixStream(one), UnixStream(other)))
     }
 
     /// The address of the peer.
@@ -70,7 +66,7 @@ impl UnixStream {
     ///
     /// What getpeername(2) says.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().peer_addr()?)
+        address_of(&self.0.peer_addr()?)
     }
 
     /// The address of this end.
@@ -79,7 +75,7 @@ impl UnixStream {
     ///
     /// What getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().local_addr()?)
+        address_of(&self.0.local_addr()?)
     }
 }
 
@@ -113,10 +109,10 @@ impl UnixListener {
     /// `AddrInUse` if there is a file; what bind(2) says, with the path in its text.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixListener> {
         at_path("listen at", path.as_ref(), |address| {
-            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            let socket = Socket::open(Domain::UNIX, Type::STREAM)?;
             socket.bind(address)?;
             socket.listen(4096)?;
-            Ok(UnixListener(Listener::new(socket.into())?))
+            Ok(UnixListener(Listener::new(socket)?))
         })
     }
 
@@ -151,7 +147,7 @@ impl UnixListener {
     ///
     /// What getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.socket().options().local_addr()?)
+        address_of(&self.0.socket().local_addr()?)
     }
 }
 
@@ -161,7 +157,7 @@ impl UnixListener {
     }
 
     fn from_owned(fd: OwnedFd) -> io::Result<UnixListener> {
-        Listener::new(fd).map(UnixListener)
+        Listener::new(Socket::new(fd)).map(UnixListener)
     }
 
     fn into_owned(self) -> OwnedFd {
@@ -183,9 +179,9 @@ impl UnixDatagram {
     /// `AddrInUse` if there is a file; what bind(2) says, with the path in its text.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixDatagram> {
         at_path("bind", path.as_ref(), |address| {
-            let socket = socket2::Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+            let socket = Socket::open(Domain::UNIX, Type::DGRAM)?;
             socket.bind(address)?;
-            Ok(UnixDatagram(Socket::new(socket.into())))
+            Ok(UnixDatagram(socket))
         })
     }
 
@@ -195,7 +191,7 @@ impl UnixDatagram {
     ///
     /// If there is no descriptor left.
     pub fn unbound() -> io::Result<UnixDatagram> {
-        new_socket(Type::DGRAM).map(UnixDatagram)
+        Socket::open(Domain::UNIX, Type::DGRAM).map(UnixDatagram)
     }
 
     /// Two sockets that are connected to each other.
@@ -204,8 +200,8 @@ impl UnixDatagram {
     ///
     /// If there is no descriptor left.
     pub fn pair() -> io::Result<(UnixDatagram, UnixDatagram)> {
-        let (one, other) = socket2::Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
-        Ok((UnixDatagram(Socket::new(one.into())), UnixDatagram(Socket::new(other.into()))))
+        let (one, other) = Socket::pair(Type::DGRAM)?;
+        Ok((UnixDatagram(one), UnixDatagram(other)))
     }
 
     /// Sets the peer of [`send`](UnixDatagram::send).
@@ -269,7 +265,7 @@ impl UnixDatagram {
     ///
     /// What getsockname(2) says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        address_of(&self.0.options().local_addr()?)
+        address_of(&self.0.local_addr()?)
     }
 }
 
