@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kapok_engine::Wait;
 
@@ -17,7 +17,7 @@ impl Loop {
         let _entered = self.enter();
         self.closing.set(true);
         // Without one the limit is beyond the end of time.
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = self.now().checked_add(limit);
         let wait = deadline.map_or(Wait::Forever, Wait::Until);
         // Those that come later are cancelled as they are spawned.
         let all: Vec<Arc<Fiber>> = self.fibers.borrow().slots.iter().flatten().cloned().collect();
@@ -31,7 +31,7 @@ impl Loop {
                 return Ok(());
             }
             self.attend();
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(|deadline| self.now() >= deadline) {
                 break;
             }
             self.turn(wait)?;
