@@ -252,6 +252,22 @@ impl Default for ServeConfig {
     }
 }
 
+impl ServeConfig {
+    fn check(&self) -> io::Result<()> {
+        let refuse = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        if self.threads == 0 {
+            return refuse("threads must be at least 1");
+        }
+        if self.buffer_bytes == 0 {
+            return refuse("buffer_bytes must be at least 1");
+        }
+        if self.max_head_bytes < 64 {
+            return refuse("max_head_bytes must be at least 64");
+        }
+        Ok(())
+    }
+}
+
 /// Limits that were met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals {
@@ -293,15 +309,26 @@ pub fn serve(
     stop: &Stop,
     ready: impl FnOnce(SocketAddr),
 ) -> io::Result<Served> {
-    let refuse = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    if config.threads == 0 {
-        return refuse("threads must be at least 1");
-    }
-    if config.buffer_bytes == 0 {
-        return refuse("buffer_bytes must be at least 1");
-    }
-    if config.max_head_bytes < 64 {
-        return refuse("max_head_bytes must be at least 64");
-    }
+    config.check()?;
     models::run(config, stop, ready)
+}
+
+/// Serves, on the fibers of the runtime in which it is called, until `stopped` returns; otherwise as
+/// [`serve()`]. The listener is the caller's, so that it may be on a simulated network. Of `config`
+/// the address, the model and the threads are left aside.
+///
+/// # Errors
+///
+/// As for [`serve()`], and the error of `stopped`.
+///
+/// # Panics
+///
+/// Outside a [`kapok::Runtime`].
+pub fn serve_on_fibers(
+    config: &ServeConfig,
+    listener: kapok::net::TcpListener,
+    stopped: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Served> {
+    config.check()?;
+    models::run_on_fibers(config, listener, stopped)
 }
