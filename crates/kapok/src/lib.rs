@@ -57,8 +57,8 @@ pub mod time;
 pub use blocking::blocking;
 pub use fiber::{
     Builder, Canceled, FiberLocal, Interrupted, JoinError, JoinHandle, Scope, ScopedJoinHandle,
-    check_interrupted, current_id, current_name, deadline, on_fiber, scope, shield, spawn,
-    spawn_local, timeout, yield_now,
+    check_interrupted, current_id, current_name, deadline, interrupted_async, on_fiber, scope,
+    shield, spawn, spawn_local, timeout, yield_now,
 };
 pub use kapok_engine::{Config as EngineConfig, Kind};
 pub use park::block_on;

@@ -57,9 +57,9 @@ pub(crate) enum Waiting {
     Nothing,
     /// This operation. Nothing but its landing resumes the fiber.
     Operation(Key),
-    /// Its park word, which cancellation leaves alone.
+    /// Its park word. Cancellation unparks it too, but does not end the wait.
     Park,
-    /// Its park word; cancellation and deadlines unpark it.
+    /// Its park word; cancellation and deadlines end the wait.
     InterruptiblePark,
 }
 

@@ -8,7 +8,9 @@ mod scope;
 
 pub(crate) use control::{Fiber, Waiting, with_waker};
 pub(crate) use interrupt::interrupt_of;
-pub use interrupt::{Canceled, Interrupted, check_interrupted, deadline, shield, timeout};
+pub use interrupt::{
+    Canceled, Interrupted, check_interrupted, deadline, interrupted_async, shield, timeout,
+};
 pub use join::{JoinError, JoinHandle};
 pub use local::FiberLocal;
 pub(crate) use local::Locals;

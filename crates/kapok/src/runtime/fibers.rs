@@ -94,12 +94,13 @@ impl Loop {
         }
         match waiting {
             Waiting::Operation(key) => self.cancel(key),
-            Waiting::InterruptiblePark => {
+            // What it waits for decides whether that is a reason to go on: it is polled once more.
+            Waiting::Park | Waiting::InterruptiblePark => {
                 if fiber.leave_token() {
                     self.ready.borrow_mut().push_back(pointer);
                 }
             }
-            Waiting::Nothing | Waiting::Park => {}
+            Waiting::Nothing => {}
         }
     }
 
