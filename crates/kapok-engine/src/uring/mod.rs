@@ -22,7 +22,7 @@ mod probe;
 mod ring;
 mod salvage;
 
-pub use probe::{Feature, probe};
+pub use probe::{Denied, Feature, probe};
 
 use std::collections::VecDeque;
 use std::io;
@@ -82,7 +82,7 @@ impl Uring {
     ///
     /// # Errors
     ///
-    /// What io_uring_setup(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl or seccomp),
+    /// What io_uring_setup(2) or io_uring_enter(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl or seccomp),
     /// `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK on old kernels), `EMFILE`; and
     /// `Unsupported` for kernels before 5.19.
     pub fn new(submissions: u32, completions: u32) -> io::Result<Uring> {
