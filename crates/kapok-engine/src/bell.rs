@@ -59,6 +59,12 @@ impl BellTower {
         Bell(Arc::clone(&self.0))
     }
 
+    /// The tower for another engine of the same thread, which takes the place of this one: every
+    /// bell there is rings for it from now on.
+    pub(crate) fn pass_on(&self) -> BellTower {
+        BellTower(Arc::clone(&self.0))
+    }
+
     /// The descriptor that becomes readable when a sleeping engine is rung.
     pub(crate) fn fd(&self) -> RawFd {
         self.0.notifier.as_raw_fd()

@@ -51,7 +51,9 @@ pub trait Engine {
     /// # Errors
     ///
     /// Only if the engine is broken for good, as when a seccomp filter installed in mid-run denies
-    /// its system calls. Failures of operations land with the operation.
+    /// its system calls. What has landed by then is in `out` all the same; what a broken ring holds
+    /// never lands, see [`AnyEngine::replace_broken`](crate::AnyEngine::replace_broken). Failures of
+    /// operations land with the operation.
     fn turn(&mut self, wait: Wait, out: &mut Completions) -> io::Result<()>;
 
     /// The bell that ends a turn early.

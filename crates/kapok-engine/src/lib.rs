@@ -12,6 +12,7 @@ mod engine;
 pub mod offload;
 mod op;
 mod ready;
+mod salvage;
 pub mod selector;
 pub mod sys;
 mod timers;
@@ -25,3 +26,4 @@ pub use op::{
     Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,
 };
 pub use ready::Ready;
+pub use salvage::{Held, Salvage};

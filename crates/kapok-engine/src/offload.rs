@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -24,18 +24,14 @@ pub const DEFAULT_MAX_THREADS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 
 static MAX_THREADS: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_THREADS);
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
 
-struct Job {
-    number: u64,
-    run: Box<dyn FnOnce() + Send>,
-}
+type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct State {
     line: VecDeque<Job>,
-    /// Jobs ever put in line.
-    numbered: u64,
     threads: usize,
     /// Threads that wait for a job, woken but not yet running ones included.
     idle: usize,
@@ -54,14 +50,13 @@ struct Pool {
 ///
 /// # Errors
 ///
-/// If the pool has no thread and none can be made (`EAGAIN` from clone(2)); `job` is then dropped
-/// without having run.
+/// `OutOfMemory` if the pool has no thread and none can be made (`EAGAIN` from clone(2): RLIMIT_NPROC,
+/// a cgroup's `pids.max`, or no memory); `job` is then dropped without having run. As long as there is
+/// a thread, a refused one only means that jobs wait in line for longer.
 pub fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let pool = pool();
     let mut state = pool.lock();
-    let number = state.numbered;
-    state.numbered += 1;
-    state.line.push_back(Job { number, run: Box::new(job) });
+    state.line.push_back(Box::new(job));
     if state.line.len() <= state.idle {
         drop(state);
         pool.work.notify_one();
@@ -70,20 +65,28 @@ pub fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     if state.threads >= max_threads() {
         return Ok(());
     }
-    state.threads += 1;
-    drop(state);
-    let Err(error) = start_thread(pool) else { return Ok(()) };
-    let mut state = pool.lock();
-    state.threads -= 1;
+    // Under the lock: whoever counts on a thread counts on one that there is.
+    let Err(error) = start_thread(pool) else {
+        state.threads += 1;
+        return Ok(());
+    };
+    REFUSED.fetch_add(1, Ordering::Relaxed);
     if state.threads > 0 {
         return Ok(());
     }
-    // Nobody is left to run it. (If somebody took it meanwhile, it has been run.)
-    let Some(at) = state.line.iter().position(|job| job.number == number) else { return Ok(()) };
-    let orphan = state.line.remove(at);
+    // Nobody is there to run it, and with nobody there the line was empty.
+    let orphan = state.line.pop_back();
     drop(state);
     drop(orphan);
-    Err(error)
+    Err(io::Error::new(
+        io::ErrorKind::OutOfMemory,
+        format!("no offload thread can be started: {error} (`ulimit -u` and pids.max limit them)"),
+    ))
+}
+
+/// How often a thread was refused to the pool, in this process and those it was forked from.
+pub fn refused() -> u64 {
+    REFUSED.load(Ordering::Relaxed)
 }
 
 /// The most threads that the pool grows to.
@@ -141,7 +144,7 @@ impl Pool {
         loop {
             if let Some(job) = state.line.pop_front() {
                 drop(state);
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(job.run)) {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
                     // What was thrown may throw again when it is dropped.
                     let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
                 }

@@ -62,7 +62,7 @@ pub use fiber::{
 };
 pub use kapok_engine::{Config as EngineConfig, Kind};
 pub use park::block_on;
-pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Runtime};
+pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Incidents, Runtime, incidents};
 pub use server::{read, register, run, start, stop, write};
 pub use stack::{StackUsage, stack_usage};
 pub use time::sleep;

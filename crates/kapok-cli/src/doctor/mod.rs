@@ -91,7 +91,10 @@ fn print(out: &mut impl Write, findings: &[Finding]) -> io::Result<()> {
         let word = if colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() };
         writeln!(out, "{word}  {:<22} {}", finding.name, finding.found)?;
         if let Some(cure) = &finding.cure {
-            writeln!(out, "      {:<22} cure: {cure}", "")?;
+            for (number, line) in cure.lines().enumerate() {
+                let label = if number == 0 { "cure:" } else { "" };
+                writeln!(out, "      {:<22} {label:<5} {line}", "")?;
+            }
         }
     }
     Ok(())

@@ -35,14 +35,27 @@ pub struct Feature {
     pub works: io::Result<()>,
 }
 
+/// Which system call it is that denies a ring, and with what.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Denied {
+    /// There is no ring: io_uring_setup(2) said so, or the kernel is too old.
+    Setup(io::Error),
+    /// A ring can be set up but not entered by io_uring_enter(2), as under a seccomp filter that
+    /// forgets the one or the other.
+    Enter(io::Error),
+}
+
 /// Tries every feature with a real operation, on rings and loopback sockets of its own.
 ///
 /// # Errors
 ///
-/// What io_uring_setup(2) says if there is not even a plain ring: see [`Uring::new`](super::Uring).
-pub fn probe() -> io::Result<Vec<Feature>> {
+/// If there is not even a plain ring that can be entered: see [`Uring::new`](super::Uring).
+pub fn probe() -> Result<Vec<Feature>, Denied> {
     let ring = || Ring::new(8, 32);
-    drop(ring()?);
+    let mut plain = ring().map_err(Denied::Setup)?;
+    plain.enter(false, None).map_err(Denied::Enter)?;
+    drop(plain);
     let feature = |name, use_for, since, works| Feature { name, use_for, since, works };
     Ok(vec![
         feature(

@@ -98,6 +98,8 @@ pub(crate) struct Fiber {
     pub(crate) home: OnceLock<Arc<Remote>>,
     pub(crate) label: FiberLabel,
     pub(crate) stack_size: StackSize,
+    /// What it runs may borrow from code that waits for it to end.
+    pub(crate) borrows: bool,
     local: UnsafeCell<Local>,
 }
 
@@ -113,6 +115,7 @@ impl Fiber {
     pub(crate) fn new(
         label: FiberLabel,
         stack_size: StackSize,
+        borrows: bool,
         deadline: Option<Instant>,
         entry: Box<dyn FnOnce()>,
         packet: Weak<dyn Abandon>,
@@ -125,6 +128,7 @@ impl Fiber {
             home: OnceLock::new(),
             label,
             stack_size,
+            borrows,
             local: UnsafeCell::new(Local {
                 entry: Some(entry),
                 coroutine: None,

@@ -42,6 +42,8 @@ pub struct Builder {
     name: Option<Arc<str>>,
     stack_size: Option<StackSize>,
     deadline: Option<Instant>,
+    /// The fiber may borrow from code that waits for it.
+    borrows: bool,
 }
 
 impl Builder {
@@ -208,6 +210,7 @@ unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
     let fiber = Fiber::new(
         FiberLabel { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), name: builder.name },
         builder.stack_size.unwrap_or(StackSize::DEFAULT),
+        builder.borrows,
         builder.deadline,
         entry,
         weak,

@@ -103,7 +103,14 @@ pub(super) fn each_address<T>(
             // An interrupted fiber does not go on to the next address.
             Err(error) if crate::Canceled::is(&error) => return Err(error),
             Err(error) => {
-                last = io::Error::new(error.kind(), format!("{what} {address}: {error}"));
+                let hint = match (what, error.raw_os_error()) {
+                    // The one reason with a cure that the text of the error does not give away.
+                    ("connect to", Some(libc::EADDRNOTAVAIL)) => {
+                        " (no local port is free for it: see net.ipv4.ip_local_port_range)"
+                    }
+                    _ => "",
+                };
+                last = io::Error::new(error.kind(), format!("{what} {address}: {error}{hint}"));
             }
         }
     }

@@ -74,7 +74,7 @@ pub(crate) struct Loop {
     pub(super) group: Arc<Group>,
     /// This loop's place in its group.
     pub(super) index: usize,
-    pub(super) kind: Kind,
+    pub(super) kind: Cell<Kind>,
     /// Fibers get no new lease: what is spawned now is cancelled from the start.
     pub(super) closing: Cell<bool>,
     /// Operations in flight whose results have an heir.
@@ -102,7 +102,7 @@ impl Loop {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Loop {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kind: engine.kind(),
+            kind: Cell::new(engine.kind()),
             engine: RefCell::new(engine),
             slots: RefCell::new(Slots::new()),
             ready: RefCell::new(VecDeque::new()),
@@ -146,8 +146,9 @@ impl Loop {
         self.id
     }
 
+    /// The engine's kind, which changes if a ring dies.
     pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        self.kind.get()
     }
 
     pub(crate) fn group(&self) -> &Arc<Group> {
@@ -210,7 +211,8 @@ impl Loop {
         self.start_some();
     }
 
-    /// Turns the engine, and waits as `wait` says if no fiber can run.
+    /// Turns the engine, and waits as `wait` says if no fiber can run. An error is the end: the engine
+    /// is broken, and no other could take its place.
     pub(super) fn turn(&self, wait: Wait) -> io::Result<()> {
         self.attend();
         let idle = self.ready.borrow().is_empty() && self.unstarted.borrow().is_empty();
@@ -235,6 +237,7 @@ impl Loop {
             self.land(completion);
         }
         self.completions.replace(completions);
+        let turned = turned.or_else(|error| self.fall_back(error));
         self.attend();
         turned
     }

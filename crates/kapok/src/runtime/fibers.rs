@@ -2,10 +2,12 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use corosensei::{Coroutine, CoroutineResult};
 
 use super::event_loop::{Loop, OPERATIONS_PER_RESUME, Unstarted};
+use super::incidents;
 use super::remote::Remote;
 use super::slots::Waiter;
 use crate::fiber::{Fiber, Locals, Waiting, contain};
@@ -110,6 +112,12 @@ impl Loop {
             Ok(stack) => stack,
             Err(error) => {
                 tracing::error!(fiber = unstarted.fiber.title(), %error, "no stack for a fiber");
+                incidents::WITHOUT_STACK.fetch_add(1, Ordering::Relaxed);
+                // SAFETY: unstarted, and held by us alone; a copy of a weak reference.
+                let packet = unsafe { (*unstarted.fiber.local()).packet.upgrade() };
+                if let Some(packet) = packet {
+                    contain(|| packet.refuse(error));
+                }
                 unstarted.discard();
                 return;
             }

@@ -2,14 +2,17 @@
 
 mod closing;
 mod event_loop;
+mod fallback;
 mod fibers;
 mod group;
+mod incidents;
 mod operations;
 mod remote;
 mod slots;
 
 pub(crate) use event_loop::{Loop, Unstarted};
 pub(crate) use group::Group;
+pub use incidents::{Incidents, incidents};
 pub(crate) use remote::Remote;
 pub(crate) use slots::Waiter;
 
@@ -159,7 +162,15 @@ impl Runtime {
     /// # Panics
     ///
     /// With the panic of `main`. If called on a fiber. If the other threads or their engines cannot
-    /// be had.
+    /// be had. If `main` was [abandoned](JoinError::Abandoned).
+    ///
+    /// # A ring that dies
+    ///
+    /// If io_uring is denied while the runtime runs (by a seccomp filter that is installed then), each
+    /// loop logs a warning and goes on with epoll. Fibers that wait in the dead ring for an operation
+    /// with memory of theirs never resume; see [`JoinError::Abandoned`]. The process is aborted, with
+    /// the reason, if such a fiber is a child of a [`scope`](crate::scope()), or if a loop has no
+    /// other engine to go on with.
     pub fn run<T: 'static>(&self, main: impl FnOnce() -> T + 'static) -> T {
         Loop::with_current(|current| {
             assert!(current.is_none(), "a runtime cannot run inside another one's fiber");

@@ -19,6 +19,8 @@ pub(crate) enum Waiter {
     Task(Option<Waker>),
     /// A future that has its result.
     Landed(i32),
+    /// A future whose operation a dead ring keeps: it will never have a result.
+    Lost,
     /// Nobody who waits, but someone who takes what landed: the result of an operation whose future
     /// is gone.
     Orphan(Box<dyn FnOnce(i32)>),
