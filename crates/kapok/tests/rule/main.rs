@@ -13,6 +13,7 @@ mod subjects;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -32,6 +33,10 @@ const CANARY: u8 = 0xa5;
 const HOUR: Duration = Duration::from_secs(3600);
 const SIZE: usize = 4096;
 
+/// A buffer of `SIZE` below what surely is more than the frames of two callers differ by, so that
+/// the canary of [`watch`] covers all of it.
+const FRAME: usize = SIZE + 1024;
+
 #[global_allocator]
 static HEAP: Quarantine = Quarantine::new();
 
@@ -41,8 +46,10 @@ struct Place(AtomicUsize);
 
 impl Place {
     /// Notes where the buffer lies.
-    fn lend(&self, buf: &mut [u8; SIZE]) {
+    fn lend<'a>(&self, frame: &'a mut [u8; FRAME]) -> &'a mut [u8] {
+        let buf = &mut black_box(frame)[..SIZE];
         self.0.store(buf.as_mut_ptr().expose_provenance(), Ordering::SeqCst);
+        buf
     }
 
     /// The buffer, if it was ever lent.
@@ -115,17 +122,15 @@ impl Ending {
 /// A wait that lends memory of this frame.
 #[inline(never)]
 fn wait(subject: &Subject, place: &Place) -> io::Result<usize> {
-    let mut buf = [0; SIZE];
-    place.lend(&mut buf);
-    (subject.lend)(black_box(&mut buf))
+    let mut frame = [0; FRAME];
+    (subject.lend)(place.lend(&mut frame))
 }
 
 /// A wait on another fiber, that lends memory of this frame.
 #[inline(never)]
 fn wait_in_a_child(subject: &Subject, place: &Place, panics: Option<u64>) -> io::Result<usize> {
-    let mut buf = [0; SIZE];
-    place.lend(&mut buf);
-    let buf = black_box(&mut buf);
+    let mut frame = [0; FRAME];
+    let buf = place.lend(&mut frame);
     let result = Cell::new(Ok(0));
     kapok::scope(|scope| {
         let result = &result;
@@ -140,6 +145,26 @@ fn wait_in_a_child(subject: &Subject, place: &Place, panics: Option<u64>) -> io:
     result.into_inner()
 }
 
+/// Puts a canary where a buffer was, brings what the wait was for before the loop has turned, and
+/// looks at the canary when it has.
+#[inline(never)]
+fn watch(subject: &Subject, place: &Place, what: &str) {
+    let mut canary = [CANARY; 4 * SIZE];
+    let canary = black_box(&mut canary);
+    if let Some(memory) = place.memory() {
+        let (front, range) = (memory.cast::<u8>().cast_const(), canary.as_ptr_range());
+        let covered = range.contains(&front) && range.contains(&front.wrapping_add(SIZE - 1));
+        assert!(covered, "{what}: the frames of the test do not lie as they should");
+    }
+    (subject.come)();
+    for _ in 0..3 {
+        kapok::yield_now();
+    }
+    let unchanged = black_box(&*canary).iter().all(|byte| *byte == CANARY);
+    assert!(unchanged, "{what}: memory that was given back was written to");
+    (subject.clear)();
+}
+
 /// What a fiber does that ends as `ending` says. Where somebody else ends it, that is yet to come.
 fn lend_and_end(
     subject: &Subject,
@@ -148,14 +173,9 @@ fn lend_and_end(
     chance: u64,
 ) -> io::Result<usize> {
     let shortly = Duration::from_micros(chance % 50);
-    match ending {
+    let result = catch_unwind(AssertUnwindSafe(|| match ending {
         Ending::Cancelled | Ending::CancelledByAThread => wait(subject, place),
-        Ending::TimedOut => kapok::timeout(shortly, || wait(subject, place)),
-        Ending::Panicking => {
-            let result = kapok::timeout(shortly, || wait(subject, place));
-            assert!(subject.may_succeed || result.is_err(), "{result:?}");
-            resume_unwind(Box::new("after a call"))
-        }
+        Ending::TimedOut | Ending::Panicking => kapok::timeout(shortly, || wait(subject, place)),
         Ending::PanickingAround => wait_in_a_child(subject, place, Some(chance % 4)),
         Ending::CancelledAround => wait_in_a_child(subject, place, None),
         Ending::InSelect => kapok::select! {
@@ -164,6 +184,12 @@ fn lend_and_end(
             () = std::future::pending() => unreachable!(),
         },
         Ending::OnTheHeap => (subject.lend)(black_box(&mut vec![0; SIZE])),
+    }));
+    kapok::shield(|| watch(subject, place, &format!("{}, {ending:?}", subject.name)));
+    match result {
+        Ok(_) if ending == Ending::Panicking => resume_unwind(Box::new("after a call")),
+        Ok(result) => result,
+        Err(panic) => resume_unwind(panic),
     }
 }
 
@@ -252,11 +278,73 @@ fn late_arrivals_change_nothing_in_memory_given_back() {
     });
 }
 
+/// A terminal: its two ends.
+fn terminal() -> (std::fs::File, std::fs::File) {
+    let (mut master, mut slave) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: openpty writes two descriptors; it is told neither a name nor settings.
+    let opened =
+        unsafe { libc::openpty(&raw mut master, &raw mut slave, null, null.cast(), null.cast()) };
+    assert_eq!(opened, 0, "{}", io::Error::last_os_error());
+    // SAFETY: they were just made, and nobody else knows them.
+    let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+    // SAFETY: plain integers, for which zero is a value; the calls fill in and read a local.
+    unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        assert_eq!(libc::tcgetattr(slave.as_raw_fd(), &raw mut settings), 0);
+        libc::cfmakeraw(&raw mut settings);
+        assert_eq!(libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &raw const settings), 0);
+    }
+    (master.into(), slave.into())
+}
+
+/// Where readiness is made into completion a terminal is read by a thread, which nothing calls back:
+/// then a cancelled fiber has to wait for it.
+#[test]
+fn a_read_that_cannot_be_called_back_keeps_its_fiber() {
+    run(|| {
+        let (mut master, slave) = terminal();
+        for number in 0..scale(100, 2_000) {
+            let place = Rc::new(Place::default());
+            let mut of_fiber = kapok::fs::File::from(slave.try_clone().unwrap());
+            let lent = Rc::clone(&place);
+            let fiber = kapok::spawn_local(move || {
+                let mut frame = [0; FRAME];
+                let buf = lent.lend(&mut frame);
+                of_fiber.read(buf).map(|count| buf[..count].to_vec())
+            });
+            for _ in 0..number % 4 {
+                kapok::yield_now();
+            }
+            kapok::sleep(Duration::from_micros(number % 3 * 100)).unwrap();
+            fiber.cancel();
+            kapok::sleep(Duration::from_micros(200)).unwrap();
+            let over = fiber.is_finished();
+            if over {
+                // SAFETY: the fiber is over, and this loop starts no other before the check.
+                unsafe { place.fill() };
+            }
+            master.write_all(b"late").unwrap();
+            kapok::sleep(Duration::from_micros(200)).unwrap();
+            if over {
+                // SAFETY: as above.
+                unsafe { place.check("a terminal") };
+            }
+            match fiber.join().unwrap() {
+                Ok(bytes) => assert_eq!(bytes, b"late"),
+                Err(error) => {
+                    assert!(kapok::Canceled::is(&error), "{error}");
+                    { &slave }.read_exact(&mut [0; 4]).unwrap();
+                }
+            }
+        }
+    });
+}
+
 /// A read of a fiber that nobody waits for.
 fn read_to_the_end_of_the_loop(stream: UnixStream, place: &Place) {
-    let mut buf = [0; SIZE];
-    place.lend(&mut buf);
-    let result = { &stream }.read(black_box(&mut buf));
+    let mut frame = [0; FRAME];
+    let result = { &stream }.read(place.lend(&mut frame));
     assert!(result.is_err(), "{result:?} though nobody has written");
 }
 
@@ -314,10 +402,10 @@ fn late_bytes_change_nothing_where_the_stacks_of_an_ended_loop_were() {
 
 /// A read that is not to be cancelled.
 fn read_for_ever(stream: &UnixStream, place: &Place) {
-    let mut buf = [CANARY; SIZE];
-    place.lend(&mut buf);
+    let mut frame = [CANARY; FRAME];
+    let buf = place.lend(&mut frame);
     loop {
-        let result = kapok::shield(|| { stream }.read(black_box(&mut buf)));
+        let result = kapok::shield(|| { stream }.read(buf));
         // The loop itself calls the operation back, at its very end.
         black_box(result.is_err());
     }
@@ -326,9 +414,7 @@ fn read_for_ever(stream: &UnixStream, place: &Place) {
 /// Notes an address of the calling fiber's stack.
 #[inline(never)]
 fn stand_somewhere(place: &Place) {
-    let mut buf = [0; SIZE];
-    place.lend(&mut buf);
-    black_box(&mut buf);
+    place.lend(&mut [0; FRAME]);
 }
 
 #[test]

@@ -12,10 +12,13 @@ use kapok::fs::File;
 use kapok::net::{TcpListener, TcpStream, UdpSocket, UnixDatagram, UnixStream};
 use socket2::SockRef;
 
-use super::CANARY;
+use super::{CANARY, HEAP};
 
 /// What comes late, and what a writer writes.
 const LATE: u8 = b'!';
+
+/// Longer than anything takes here.
+const LONG: Duration = Duration::from_secs(20);
 
 /// A wait that lends memory.
 pub(super) struct Subject {
@@ -163,7 +166,10 @@ fn accept() -> Rc<Subject> {
             SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
             client.set(Some(stream));
         },
-        move || drop(listener.accept().unwrap()),
+        move || {
+            HEAP.check();
+            kapok::timeout(LONG, || listener.accept()).expect("the connection is not lost");
+        },
     )
 }
 
