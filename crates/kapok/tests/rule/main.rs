@@ -12,8 +12,7 @@ mod subjects;
 
 use std::cell::Cell;
 use std::hint::black_box;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -278,65 +277,37 @@ fn late_arrivals_change_nothing_in_memory_given_back() {
     });
 }
 
-/// A terminal: its two ends.
-fn terminal() -> (std::fs::File, std::fs::File) {
-    let (mut master, mut slave) = (-1, -1);
-    let null = std::ptr::null_mut();
-    // SAFETY: openpty writes two descriptors; it is told neither a name nor settings.
-    let opened =
-        unsafe { libc::openpty(&raw mut master, &raw mut slave, null, null.cast(), null.cast()) };
-    assert_eq!(opened, 0, "{}", io::Error::last_os_error());
-    // SAFETY: they were just made, and nobody else knows them.
-    let (master, slave) = unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
-    // SAFETY: plain integers, for which zero is a value; the calls fill in and read a local.
-    unsafe {
-        let mut settings: libc::termios = std::mem::zeroed();
-        assert_eq!(libc::tcgetattr(slave.as_raw_fd(), &raw mut settings), 0);
-        libc::cfmakeraw(&raw mut settings);
-        assert_eq!(libc::tcsetattr(slave.as_raw_fd(), libc::TCSANOW, &raw const settings), 0);
-    }
-    (master.into(), slave.into())
-}
-
-/// Where readiness is made into completion a terminal is read by a thread, which nothing calls back:
-/// then a cancelled fiber has to wait for it.
+/// Where readiness is made into completion a file is written by a thread, which nothing calls back
+/// once it is at it: the fiber has to wait for it, cancelled or not.
 #[test]
-fn a_read_that_cannot_be_called_back_keeps_its_fiber() {
+fn a_write_to_a_file_that_cannot_be_called_back_keeps_its_memory() {
     run(|| {
-        let (mut master, slave) = terminal();
-        for number in 0..scale(100, 2_000) {
-            let place = Rc::new(Place::default());
-            let mut of_fiber = kapok::fs::File::from(slave.try_clone().unwrap());
-            let lent = Rc::clone(&place);
-            let fiber = kapok::spawn_local(move || {
-                let mut frame = [0; FRAME];
-                let buf = lent.lend(&mut frame);
-                of_fiber.read(buf).map(|count| buf[..count].to_vec())
-            });
-            for _ in 0..number % 4 {
+        let path = std::env::temp_dir().join(format!("kapok-rule-write-{}", std::process::id()));
+        std::fs::write(&path, []).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut bytes = vec![0; 2 << 20];
+        for number in 0..scale(50, 1_000) {
+            bytes.fill(b'!');
+            let there = kapok::fs::File::from(file.try_clone().unwrap());
+            let result = kapok::scope(|scope| {
+                let bytes = &bytes;
+                let writer = scope.spawn_local(move || there.write_at(bytes, 0));
                 kapok::yield_now();
+                kapok::sleep(Duration::from_micros(number % 8 * 50)).unwrap();
+                writer.cancel();
+                writer.join().unwrap()
+            });
+            bytes.fill(CANARY);
+            kapok::sleep(Duration::from_millis(3)).unwrap();
+            if let Err(error) = result {
+                assert!(kapok::Canceled::is(&error), "{error}");
             }
-            kapok::sleep(Duration::from_micros(number % 3 * 100)).unwrap();
-            fiber.cancel();
-            kapok::sleep(Duration::from_micros(200)).unwrap();
-            let over = fiber.is_finished();
-            if over {
-                // SAFETY: the fiber is over, and this loop starts no other before the check.
-                unsafe { place.fill() };
-            }
-            master.write_all(b"late").unwrap();
-            kapok::sleep(Duration::from_micros(200)).unwrap();
-            if over {
-                // SAFETY: as above.
-                unsafe { place.check("a terminal") };
-            }
-            match fiber.join().unwrap() {
-                Ok(bytes) => assert_eq!(bytes, b"late"),
-                Err(error) => {
-                    assert!(kapok::Canceled::is(&error), "{error}");
-                    { &slave }.read_exact(&mut [0; 4]).unwrap();
-                }
-            }
+            let mut written = Vec::new();
+            { &file }.rewind().unwrap();
+            { &file }.read_to_end(&mut written).unwrap();
+            let late = written.iter().position(|byte| *byte != b'!');
+            assert_eq!(late, None, "memory that was given back was written to a file");
         }
     });
 }

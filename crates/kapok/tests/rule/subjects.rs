@@ -20,11 +20,14 @@ const LATE: u8 = b'!';
 /// Longer than anything takes here.
 const LONG: Duration = Duration::from_secs(20);
 
+/// A call that waits with a buffer.
+type Lend = dyn Fn(&mut [u8]) -> io::Result<usize>;
+
 /// A wait that lends memory.
 pub(super) struct Subject {
     pub(super) name: &'static str,
     /// Lends the buffer for a wait in vain.
-    pub(super) lend: Box<dyn Fn(&mut [u8]) -> io::Result<usize>>,
+    pub(super) lend: Box<Lend>,
     /// Brings what the wait was for.
     pub(super) come: Box<dyn Fn()>,
     /// Takes away what came, for the next round.
