@@ -1,9 +1,11 @@
 //! The one layer of system calls.
 
 pub mod descriptors;
+#[cfg(not(loom))]
 mod notifier;
 mod perform;
 
+#[cfg(not(loom))]
 pub(crate) use notifier::Notifier;
 pub use perform::perform;
 pub(crate) use perform::{connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option};

@@ -5,6 +5,8 @@ mod event_loop;
 mod fibers;
 mod fork;
 mod group;
+#[cfg(all(test, loom))]
+mod models;
 mod operations;
 mod remote;
 mod slots;
