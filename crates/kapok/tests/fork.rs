@@ -293,6 +293,20 @@ fn a_child_does_not_go_back_into_a_wait_of_the_parent() {
     alone("a_child_does_not_go_back_into_a_wait_of_the_parent", || {
         run(|| {
             let traffic = Traffic::start(2);
+            // Another fiber that is always ready: it must not go on in the child.
+            let (mut written, mut write) = StdUnixStream::pair().unwrap();
+            let parent = std::process::id();
+            let stop = Rc::new(Cell::new(false));
+            let stopped = Rc::clone(&stop);
+            let other = kapok::spawn_local(move || {
+                while !stopped.get() {
+                    if std::process::id() != parent {
+                        write.write_all(b"!").unwrap();
+                    }
+                    kapok::yield_now();
+                }
+            });
+            kapok::yield_now();
             let mut child = None;
             kapok::block_on(poll_fn(|context| match child {
                 Some(_) => Poll::Ready(()),
@@ -306,6 +320,13 @@ fn a_child_does_not_go_back_into_a_wait_of_the_parent() {
             }));
             traffic.goes_on();
             assert_eq!(wait(child.unwrap()), Err(libc::SIGABRT));
+            stop.set(true);
+            other.join().unwrap();
+            assert_eq!(
+                written.read(&mut [0]).unwrap(),
+                0,
+                "a fiber of the parent ran in the child"
+            );
             traffic.end();
         });
     });

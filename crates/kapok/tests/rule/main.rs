@@ -286,20 +286,21 @@ fn a_write_to_a_file_that_cannot_be_called_back_keeps_its_memory() {
         std::fs::write(&path, []).unwrap();
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let mut bytes = vec![0; 2 << 20];
-        for number in 0..scale(50, 1_000) {
+        // Long enough to be cancelled in the middle of it.
+        let mut bytes = vec![0; 16 << 20];
+        for number in 0..scale(16, 500) {
             bytes.fill(b'!');
             let there = kapok::fs::File::from(file.try_clone().unwrap());
             let result = kapok::scope(|scope| {
                 let bytes = &bytes;
                 let writer = scope.spawn_local(move || there.write_at(bytes, 0));
                 kapok::yield_now();
-                kapok::sleep(Duration::from_micros(number % 8 * 50)).unwrap();
+                kapok::sleep(Duration::from_micros(number % 8 * 250)).unwrap();
                 writer.cancel();
                 writer.join().unwrap()
             });
             bytes.fill(CANARY);
-            kapok::sleep(Duration::from_millis(3)).unwrap();
+            kapok::sleep(Duration::from_millis(15)).unwrap();
             if let Err(error) = result {
                 assert!(kapok::Canceled::is(&error), "{error}");
             }
