@@ -8,8 +8,9 @@ use crate::op::{Completions, Key, Op, Submitted, Wait};
 
 /// Carries out operations and says when they have landed.
 ///
-/// An engine belongs to the thread that made it; only its [`Bell`] leaves that thread. It never
-/// calls back: what lands is returned by [`turn`](Engine::turn).
+/// An engine belongs to the thread that made it; only its [`Bell`] leaves that thread. In the child
+/// of a fork(2) it is neither used nor dropped: what it stands on is its parent's. It never calls
+/// back: what lands is returned by [`turn`](Engine::turn).
 ///
 /// # What every engine promises
 ///

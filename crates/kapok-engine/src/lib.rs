@@ -11,6 +11,7 @@ mod bell;
 mod engine;
 pub mod offload;
 mod op;
+mod primitives;
 mod ready;
 mod salvage;
 pub mod selector;
@@ -21,6 +22,9 @@ pub mod uring;
 
 pub use any::{AnyEngine, Config, Kind, UnknownKind};
 pub use bell::Bell;
+#[cfg(loom)]
+#[doc(hidden)]
+pub use bell::Sleeper;
 pub use engine::Engine;
 pub use op::{
     Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,

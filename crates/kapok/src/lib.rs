@@ -45,6 +45,7 @@ pub mod fs;
 pub mod net;
 mod op;
 mod park;
+mod primitives;
 mod runtime;
 #[doc(hidden)]
 pub mod select;

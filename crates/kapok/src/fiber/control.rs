@@ -31,7 +31,6 @@
 use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Wake, Waker};
 use std::time::Instant;
@@ -41,6 +40,7 @@ use kapok_engine::Key;
 
 use super::join::Abandon;
 use super::local::Locals;
+use crate::primitives::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence};
 use crate::runtime::Remote;
 use crate::stack::{FiberLabel, PooledStack, StackSize};
 

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use crate::runtime::{Loop, Unstarted};
+use crate::runtime::{Loop, Unstarted, end_child};
 use crate::stack::{FiberLabel, StackSize};
 use join::{Abandon, Packet, Settler};
 
@@ -162,6 +162,9 @@ impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
     fn run(self) {
         let Entry { f, settler, ended } = self;
         let result = catch_unwind(AssertUnwindSafe(f));
+        if !Loop::with_current(|current| current.is_some()) {
+            end_child(result.is_err());
+        }
         // Fiber-locals go while there is still a fiber; one that panics does no more than that.
         while !contain(local::drop_all) {}
         // If nobody takes the result it is dropped here, by a destructor that is anybody's.

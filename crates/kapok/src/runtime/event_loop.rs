@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use kapok_engine::{AnyEngine, Completions, Engine, Kind, Wait};
 
 use super::fibers::Fibers;
+use super::fork;
 use super::group::Group;
 use super::remote::Remote;
 use super::slots::Slots;
@@ -82,11 +83,15 @@ pub(crate) struct Loop {
 }
 
 /// Makes a loop the thread's current one as long as it lives.
-pub(super) struct Entered(*const Loop);
+pub(super) struct Entered<'a> {
+    entered: &'a Loop,
+    before: *const Loop,
+}
 
-impl Drop for Entered {
+impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        CURRENT.set(self.0);
+        self.entered.refuse_if_left_behind();
+        CURRENT.set(self.before);
     }
 }
 
@@ -138,8 +143,22 @@ impl Loop {
     }
 
     /// Makes this the thread's loop until what is returned is dropped.
-    pub(super) fn enter(&self) -> Entered {
-        Entered(CURRENT.replace(self))
+    pub(super) fn enter(&self) -> Entered<'_> {
+        Entered { entered: self, before: CURRENT.replace(self) }
+    }
+
+    /// Makes the thread a plain one, in the child of a fork; see [`fork`].
+    pub(super) fn leave_behind() {
+        // SAFETY: as for `with_current`.
+        if let Some(lp) = unsafe { CURRENT.replace(std::ptr::null()).as_ref() } {
+            lp.running.set(None);
+        }
+    }
+
+    fn refuse_if_left_behind(&self) {
+        if !std::ptr::eq(CURRENT.get(), self) {
+            fork::refuse();
+        }
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -214,6 +233,7 @@ impl Loop {
     /// Turns the engine, and waits as `wait` says if no fiber can run. An error is the end: the engine
     /// is broken, and no other could take its place.
     pub(super) fn turn(&self, wait: Wait) -> io::Result<()> {
+        self.refuse_if_left_behind();
         self.attend();
         let idle = self.ready.borrow().is_empty() && self.unstarted.borrow().is_empty();
         let mut completions = self.completions.take();

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use corosensei::{Coroutine, CoroutineResult};
 
 use super::event_loop::{Loop, OPERATIONS_PER_RESUME, Unstarted};
+use super::fork;
 use super::incidents;
 use super::remote::Remote;
 use super::slots::Waiter;
@@ -79,7 +80,9 @@ impl Loop {
     /// fiber ready again, exactly once.
     #[inline]
     pub(crate) fn suspend(&self, fiber: NonNull<Fiber>) {
-        debug_assert_eq!(self.running.get(), Some(fiber));
+        if self.running.get() != Some(fiber) {
+            fork::refuse();
+        }
         // SAFETY: the running fiber is ours and has a yielder, which lives on its stack.
         unsafe {
             let local = fiber.as_ref().local();

@@ -4,13 +4,17 @@ mod closing;
 mod event_loop;
 mod fallback;
 mod fibers;
+mod fork;
 mod group;
 mod incidents;
+#[cfg(all(test, loom))]
+mod models;
 mod operations;
 mod remote;
 mod slots;
 
 pub(crate) use event_loop::{Loop, Unstarted};
+pub(crate) use fork::end_child;
 pub(crate) use group::Group;
 pub use incidents::{Incidents, incidents};
 pub(crate) use remote::Remote;
@@ -128,6 +132,23 @@ fn make_engine(kind: Option<Kind>, config: &Config) -> io::Result<AnyEngine> {
 ///
 /// A fiber stays on the thread that started it. Fibers that were spawned but have not started are
 /// offered to loops that have nothing to do.
+///
+/// # Fork
+///
+/// fork(2) may be called with loops running, on a fiber or on any other thread. The parent goes on
+/// as if nothing had happened. Of the parent's fibers the child has the one that called, if one did,
+/// and that one is a plain thread there: calls of this crate block, neither cancellation nor
+/// deadlines reach it, [`FiberLocal`](crate::FiberLocal)s begin anew, and a runtime of its own may
+/// be run. When its function returns the child exits, with status 0, or with 101 after a panic. To
+/// join a fiber from before the fork, or to wait for what such a fiber was to do, is to wait for
+/// ever. A child that goes back into a wait from which it was forked (by a future or a destructor)
+/// is aborted.
+///
+/// If the process had other threads (those of a runtime with several loops, of
+/// [`blocking`](crate::blocking()) or of anybody else), fork(2) lets the child call what is
+/// async-signal-safe, exec(3) above all: a lock that another thread held is held for ever.
+///
+/// A process made without fork(3)'s handlers, by a bare clone(2), must not touch this crate.
 #[derive(Debug)]
 pub struct Runtime {
     builder: Builder,
@@ -238,6 +259,7 @@ fn serve_loop(
 ) {
     let engine = make_engine(builder.engine, &builder.config)
         .unwrap_or_else(|error| panic!("no engine for loop {index}: {error}"));
+    fork::prepare();
     stack::install_overflow_handler();
     // Without it an overflow still ends the process, only without naming the fiber.
     let _alternate_stack = stack::ensure_alternate_stack()
