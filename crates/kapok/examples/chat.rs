@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 type Line = Arc<[u8]>;
 
-fn main() -> io::Result<()> {
+pub(crate) fn main() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     kapok::Runtime::new()?.run(move || {
         let listener = TcpListener::bind(&address)?;
