@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::op::{Completions, Key, Op, Submitted, Wait};
 use crate::ready::Ready;
 use crate::selector::{Busy, Mio, Poll, Select};
+use crate::sim::{self, Sim};
 #[cfg(target_os = "linux")]
 use crate::uring::Uring;
 
@@ -26,10 +27,12 @@ pub enum Kind {
     Select,
     /// Readiness by asking all the time: no wait, a whole core.
     Busy,
+    /// No kernel, but a [simulated world](crate::sim). Never chosen by a name.
+    Sim,
 }
 
 impl Kind {
-    /// Every engine, the best first.
+    /// Every engine for real work, the best first.
     pub const ALL: &[Kind] = &[Kind::Uring, Kind::Epoll, Kind::Poll, Kind::Select, Kind::Busy];
 
     /// What it is called on the command line and in `KAPOK_ENGINE`.
@@ -40,6 +43,7 @@ impl Kind {
             Kind::Poll => "poll",
             Kind::Select => "select",
             Kind::Busy => "busy",
+            Kind::Sim => "sim",
         }
     }
 }
@@ -90,11 +94,13 @@ pub struct Config {
     pub submission_entries: u32,
     /// How many completions a ring holds before the kernel has to keep them on the side.
     pub completion_entries: u32,
+    /// The world of [`Kind::Sim`]. Without one, that kind is `InvalidInput`.
+    pub simulation: Option<sim::Config>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { submission_entries: 512, completion_entries: 8192 }
+        Config { submission_entries: 512, completion_entries: 8192, simulation: None }
     }
 }
 
@@ -113,6 +119,8 @@ pub enum AnyEngine {
     Select(Ready<Select>),
     /// See [`Kind::Busy`].
     Busy(Ready<Busy>),
+    /// See [`Kind::Sim`].
+    Sim(Box<Sim>),
 }
 
 /// Runs the same expression on whichever engine there is.
@@ -125,6 +133,7 @@ macro_rules! on_each {
             AnyEngine::Poll($engine) => $body,
             AnyEngine::Select($engine) => $body,
             AnyEngine::Busy($engine) => $body,
+            AnyEngine::Sim($engine) => $body,
         }
     };
 }
@@ -143,13 +152,19 @@ impl AnyEngine {
             }
             #[cfg(not(target_os = "linux"))]
             Kind::Uring => {
-                let _ = config;
                 return Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring is Linux's"));
             }
             Kind::Epoll => AnyEngine::Epoll(Ready::new()?),
             Kind::Poll => AnyEngine::Poll(Ready::new()?),
             Kind::Select => AnyEngine::Select(Ready::new()?),
             Kind::Busy => AnyEngine::Busy(Ready::new()?),
+            Kind::Sim => match &config.simulation {
+                Some(world) => AnyEngine::Sim(Box::new(Sim::new(world.clone())?)),
+                None => {
+                    let message = "a simulation needs a world: set Config::simulation";
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+                }
+            },
         })
     }
 
@@ -194,6 +209,7 @@ impl AnyEngine {
             AnyEngine::Poll(_) => Kind::Poll,
             AnyEngine::Select(_) => Kind::Select,
             AnyEngine::Busy(_) => Kind::Busy,
+            AnyEngine::Sim(_) => Kind::Sim,
         }
     }
 }

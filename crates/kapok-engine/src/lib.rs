@@ -13,6 +13,7 @@ pub mod offload;
 mod op;
 mod ready;
 pub mod selector;
+pub mod sim;
 pub mod sys;
 mod timers;
 #[cfg(target_os = "linux")]
