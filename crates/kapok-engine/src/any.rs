@@ -11,6 +11,7 @@ use crate::op::{Completions, Key, Op, Submitted, Wait};
 use crate::ready::Ready;
 use crate::salvage::Salvage;
 use crate::selector::{Busy, Mio, Poll, Select};
+use crate::sim::{self, Sim};
 #[cfg(target_os = "linux")]
 use crate::uring::Uring;
 
@@ -27,10 +28,12 @@ pub enum Kind {
     Select,
     /// Readiness by asking all the time: no wait, a whole core.
     Busy,
+    /// No kernel, but a [simulated world](crate::sim). Never chosen by a name.
+    Sim,
 }
 
 impl Kind {
-    /// Every engine, the best first.
+    /// Every engine for real work, the best first.
     pub const ALL: &[Kind] = &[Kind::Uring, Kind::Epoll, Kind::Poll, Kind::Select, Kind::Busy];
 
     /// What it is called on the command line and in `KAPOK_ENGINE`.
@@ -41,6 +44,7 @@ impl Kind {
             Kind::Poll => "poll",
             Kind::Select => "select",
             Kind::Busy => "busy",
+            Kind::Sim => "sim",
         }
     }
 }
@@ -91,11 +95,13 @@ pub struct Config {
     pub submission_entries: u32,
     /// How many completions a ring holds before the kernel has to keep them on the side.
     pub completion_entries: u32,
+    /// The world of [`Kind::Sim`]. Without one, that kind is `InvalidInput`.
+    pub simulation: Option<sim::Config>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { submission_entries: 512, completion_entries: 8192 }
+        Config { submission_entries: 512, completion_entries: 8192, simulation: None }
     }
 }
 
@@ -114,6 +120,8 @@ pub enum AnyEngine {
     Select(Ready<Select>),
     /// See [`Kind::Busy`].
     Busy(Ready<Busy>),
+    /// See [`Kind::Sim`].
+    Sim(Box<Sim>),
 }
 
 /// Runs the same expression on whichever engine there is.
@@ -126,6 +134,7 @@ macro_rules! on_each {
             AnyEngine::Poll($engine) => $body,
             AnyEngine::Select($engine) => $body,
             AnyEngine::Busy($engine) => $body,
+            AnyEngine::Sim($engine) => $body,
         }
     };
 }
@@ -144,13 +153,19 @@ impl AnyEngine {
             }
             #[cfg(not(target_os = "linux"))]
             Kind::Uring => {
-                let _ = config;
                 return Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring is Linux's"));
             }
             Kind::Epoll => AnyEngine::Epoll(Ready::new()?),
             Kind::Poll => AnyEngine::Poll(Ready::new()?),
             Kind::Select => AnyEngine::Select(Ready::new()?),
             Kind::Busy => AnyEngine::Busy(Ready::new()?),
+            Kind::Sim => match &config.simulation {
+                Some(world) => AnyEngine::Sim(Box::new(Sim::new(world.clone())?)),
+                None => {
+                    let message = "a simulation needs a world: set Config::simulation";
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+                }
+            },
         })
     }
 
@@ -226,6 +241,7 @@ impl AnyEngine {
             AnyEngine::Poll(_) => Kind::Poll,
             AnyEngine::Select(_) => Kind::Select,
             AnyEngine::Busy(_) => Kind::Busy,
+            AnyEngine::Sim(_) => Kind::Sim,
         }
     }
 }

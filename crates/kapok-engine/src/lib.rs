@@ -15,6 +15,7 @@ mod primitives;
 mod ready;
 mod salvage;
 pub mod selector;
+pub mod sim;
 pub mod sys;
 mod timers;
 #[cfg(target_os = "linux")]
