@@ -62,7 +62,7 @@ pub(crate) fn main() -> io::Result<()> {
     })
 }
 
-fn accept_all(listener: &TcpListener) {
+pub(crate) fn accept_all(listener: &TcpListener) {
     // One loop, one thread: its fibers may share by `Rc`.
     let room = Rc::new(Room::default());
     let places = Arc::new(Semaphore::new(CLIENTS));

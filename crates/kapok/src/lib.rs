@@ -51,6 +51,7 @@ mod runtime;
 pub mod select;
 pub mod server;
 pub mod signal;
+pub mod sim;
 mod stack;
 pub mod sync;
 pub mod time;

@@ -47,15 +47,22 @@
 
 pub use kapok_engine::sim::{Chance, Config, Faults};
 
+use kapok_engine::sim::Sim;
+
 use crate::runtime::Loop;
+
+/// Runs `f` with the world that the calling fiber lives in, if it is a simulated one.
+pub(crate) fn with_world<R>(f: impl FnOnce(&mut Sim) -> R) -> Option<R> {
+    Loop::with_current(|current| current.and_then(|lp| lp.with_simulation(f)))
+}
 
 /// A digest of all that has happened in the simulated world of the calling fiber: the same after the
 /// same history. None outside a simulation.
 pub fn digest() -> Option<u64> {
-    Loop::with_current(|current| current.and_then(Loop::digest))
+    with_world(|world| world.trace_hash())
 }
 
 /// The seed of the simulated world that the calling fiber lives in. None outside a simulation.
 pub fn seed() -> Option<u64> {
-    Loop::with_current(|current| current.and_then(Loop::seed))
+    with_world(|world| world.seed())
 }

@@ -304,7 +304,7 @@ mod tests {
         let features = match probe() {
             Ok(features) => features,
             Err(error) => {
-                eprintln!("SKIPPED: no io_uring here: {error}");
+                eprintln!("SKIPPED: no io_uring here: {error:?}");
                 return;
             }
         };

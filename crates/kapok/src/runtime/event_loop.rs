@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use kapok_engine::sim::Sim;
 use kapok_engine::{AnyEngine, Completions, Engine, Kind, Wait};
 
 use super::fibers::Fibers;
@@ -180,6 +181,17 @@ impl Loop {
 
     pub(crate) fn descriptor_limit(&self) -> Option<i32> {
         self.engine.borrow().descriptor_limit()
+    }
+
+    /// Runs `f` with the simulated world, if that is what the engine is.
+    pub(crate) fn with_simulation<R>(&self, f: impl FnOnce(&mut Sim) -> R) -> Option<R> {
+        if self.kind() != Kind::Sim {
+            return None;
+        }
+        match &mut *self.engine.borrow_mut() {
+            AnyEngine::Sim(world) => Some(f(world)),
+            _ => None,
+        }
     }
 
     pub(crate) fn now(&self) -> Instant {

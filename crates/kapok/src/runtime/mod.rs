@@ -25,6 +25,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kapok_engine::sim;
 use kapok_engine::{AnyEngine, Config, Engine, Kind};
 
 use crate::fiber::{self, JoinError};
@@ -77,6 +78,13 @@ impl Builder {
         self
     }
 
+    /// Runs on a [simulated world](crate::sim) that is made from `config`, whatever
+    /// [`ENGINE_VARIABLE`] says, and on one thread.
+    pub fn simulation(mut self, config: sim::Config) -> Builder {
+        self.config.simulation = Some(config);
+        self.engine(Kind::Sim)
+    }
+
     /// How long a loop keeps the memory of stacks that its fibers have left, if none ends meanwhile.
     /// Default 10 s. (More than 1,024 it never keeps.)
     pub fn keep_stacks(mut self, limit: Duration) -> Builder {
@@ -98,6 +106,12 @@ impl Builder {
     /// If the engine that was asked for cannot be had, or none can; `InvalidInput` if
     /// [`ENGINE_VARIABLE`] names none.
     pub fn build(self) -> io::Result<Runtime> {
+        if self.engine == Some(Kind::Sim) && self.threads != 1 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a simulated world has one thread, not {}", self.threads),
+            ));
+        }
         let engine = match self.engine {
             Some(kind) => Some(kind),
             None => forced_by_environment()?,
