@@ -194,7 +194,9 @@ impl Permits {
                 Err(word) if word & CLOSED == 0 => {
                     queue.promised -= need;
                     turn.losses += 1;
-                    if turn.losses >= MAX_LOSSES || time::now().duration_since(turn.since) >= PATIENCE {
+                    if turn.losses >= MAX_LOSSES
+                        || time::now().duration_since(turn.since) >= PATIENCE
+                    {
                         Self::starve(&mut queue, &mut turn);
                     }
                     let ticket = turn.ticket;
