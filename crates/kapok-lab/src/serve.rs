@@ -252,6 +252,12 @@ impl Default for ServeConfig {
     }
 }
 
+/// The most workers: more than any machine has cores.
+const MAX_THREADS: usize = 1024;
+
+/// The most bytes of a reply's body or of a buffer: 1 GiB.
+pub(crate) const MAX_BYTES: usize = 1 << 30;
+
 /// Limits that were met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals {
@@ -302,6 +308,18 @@ pub fn serve(
     }
     if config.max_head_bytes < 64 {
         return refuse("max_head_bytes must be at least 64");
+    }
+    if config.threads > MAX_THREADS {
+        return refuse(&format!("{} threads: at most {MAX_THREADS}", config.threads));
+    }
+    for (what, bytes) in [
+        ("body_bytes", config.body_bytes),
+        ("buffer_bytes", config.buffer_bytes),
+        ("max_head_bytes", config.max_head_bytes),
+    ] {
+        if bytes > MAX_BYTES {
+            return refuse(&format!("{what} of {bytes} bytes: at most {MAX_BYTES}"));
+        }
     }
     models::run(config, stop, ready)
 }
