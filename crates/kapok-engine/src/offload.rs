@@ -31,6 +31,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct State {
+    /// Not empty only if there are threads.
     line: VecDeque<Job>,
     threads: usize,
     /// Threads that wait for a job, woken but not yet running ones included.
@@ -55,33 +56,7 @@ struct Pool {
 /// a thread, a refused one only means that jobs wait in line for longer.
 pub fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let pool = pool();
-    let mut state = pool.lock();
-    state.line.push_back(Box::new(job));
-    if state.line.len() <= state.idle {
-        drop(state);
-        pool.work.notify_one();
-        return Ok(());
-    }
-    if state.threads >= max_threads() {
-        return Ok(());
-    }
-    // Under the lock: whoever counts on a thread counts on one that there is.
-    let Err(error) = start_thread(pool) else {
-        state.threads += 1;
-        return Ok(());
-    };
-    REFUSED.fetch_add(1, Ordering::Relaxed);
-    if state.threads > 0 {
-        return Ok(());
-    }
-    // Nobody is there to run it, and with nobody there the line was empty.
-    let orphan = state.line.pop_back();
-    drop(state);
-    drop(orphan);
-    Err(io::Error::new(
-        io::ErrorKind::OutOfMemory,
-        format!("no offload thread can be started: {error} (`ulimit -u` and pids.max limit them)"),
-    ))
+    pool.put(Box::new(job), || start_thread(pool))
 }
 
 /// How often a thread was refused to the pool, in this process and those it was forked from.
@@ -137,6 +112,36 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No job runs under the lock, so a poisoned state is still a whole one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `job` in line, and calls `start` if that takes another thread.
+    ///
+    /// The lock is held meanwhile: `threads` counts only those there are, so nobody leaves a job to
+    /// a thread that somebody else then fails to start.
+    fn put(&self, job: Job, start: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.line.len() >= state.idle && state.threads < max_threads() {
+            match start() {
+                Ok(()) => state.threads += 1,
+                Err(error) => {
+                    REFUSED.fetch_add(1, Ordering::Relaxed);
+                    if state.threads == 0 {
+                        return Err(io::Error::new(
+                            io::ErrorKind::OutOfMemory,
+                            format!(
+                                "no offload thread can be started: {error} (`ulimit -u` and \
+                                 pids.max limit them)"
+                            ),
+                        ));
+                    }
+                    // Those there are get to it.
+                }
+            }
+        }
+        state.line.push_back(job);
+        drop(state);
+        self.work.notify_one();
+        Ok(())
     }
 
     fn work(&self) {
@@ -222,6 +227,32 @@ mod tests {
         let mut done: Vec<i32> = receive.iter().collect();
         done.sort_unstable();
         assert_eq!(done, [1, 3, 5, 7]);
+    }
+
+    #[test]
+    fn a_job_is_refused_or_run_when_threads_cannot_be_started() {
+        let pool: &'static Pool = Box::leak(Box::new(Pool {
+            process: std::process::id(),
+            state: Mutex::default(),
+            work: Condvar::new(),
+        }));
+        let (starting, is_starting) = mpsc::channel();
+        let refuse = move || {
+            starting.send(()).unwrap();
+            // Long enough for the other to come in between, if it can.
+            thread::sleep(Duration::from_millis(100));
+            Err(io::Error::from_raw_os_error(libc::EAGAIN))
+        };
+        let first = thread::spawn({
+            let refuse = refuse.clone();
+            move || pool.put(Box::new(|| {}), refuse)
+        });
+        is_starting.recv_timeout(LONG).unwrap();
+        let second = pool.put(Box::new(|| {}), refuse);
+        let taken = [first.join().unwrap(), second].iter().filter(|put| put.is_ok()).count();
+        assert_eq!(taken, 0, "jobs were taken that no thread will run");
+        assert!(pool.lock().line.is_empty());
+        assert_eq!(pool.lock().threads, 0);
     }
 
     #[test]

@@ -252,6 +252,12 @@ impl Default for ServeConfig {
     }
 }
 
+/// The most workers: more than any machine has cores.
+const MAX_THREADS: usize = 1024;
+
+/// The most bytes of a reply's body or of a buffer: 1 GiB.
+pub(crate) const MAX_BYTES: usize = 1 << 30;
+
 impl ServeConfig {
     fn check(&self) -> io::Result<()> {
         let refuse = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
@@ -263,6 +269,18 @@ impl ServeConfig {
         }
         if self.max_head_bytes < 64 {
             return refuse("max_head_bytes must be at least 64");
+        }
+        if self.threads > MAX_THREADS {
+            return refuse(&format!("{} threads: at most {MAX_THREADS}", self.threads));
+        }
+        for (what, bytes) in [
+            ("body_bytes", self.body_bytes),
+            ("buffer_bytes", self.buffer_bytes),
+            ("max_head_bytes", self.max_head_bytes),
+        ] {
+            if bytes > MAX_BYTES {
+                return refuse(&format!("{what} of {bytes} bytes: at most {MAX_BYTES}"));
+            }
         }
         Ok(())
     }

@@ -196,6 +196,8 @@ impl<S: Selector> Ready<S> {
                     (Some(libc::EPERM), Op::Read { .. } | Op::Write { .. }) => {
                         self.offload(key, op, Carry::Blocking)
                     }
+                    // What a `MSG_WAITALL` has received so far is out of the socket.
+                    (_, Op::Recv { .. }) if progress > 0 => Submitted::Done(progress),
                     (errno, _) => Submitted::Done(-errno.unwrap_or(libc::EIO)),
                 };
             }
