@@ -17,7 +17,7 @@
 //! for seed in 0..100 {
 //!     let mut config = Config::new(seed);
 //!     config.faults = Faults::benign();
-//!     kapok::Runtime::builder().simulation(config).build()?.run(|| -> std::io::Result<()> {
+//!     kapok::Runtime::builder().simulation(config).build()?.run(move || -> std::io::Result<()> {
 //!         let listener = TcpListener::bind("10.0.0.1:80")?;
 //!         let server = kapok::spawn_local(move || -> std::io::Result<()> {
 //!             let (mut stream, _) = listener.accept()?;
