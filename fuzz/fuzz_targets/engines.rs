@@ -33,8 +33,8 @@ type Result = (i32, Vec<u8>);
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Send(usize),
-    /// A receive or a poll.
     Receive(usize),
+    Poll(usize),
     Timer,
     Other,
 }
@@ -119,6 +119,12 @@ impl World {
 
     fn land(&mut self, number: u32, res: i32) {
         let (role, mut buffer) = self.pending.remove(&number).expect("landed and was not pending");
+        // Unasked, io_uring alone reports it.
+        let res = if matches!(role, Role::Poll(_)) && res > 0 {
+            res & !i32::from(Readiness::READ_CLOSED.0)
+        } else {
+            res
+        };
         match role {
             Role::Receive(_) if res >= 0 => buffer.truncate(res as usize),
             _ => buffer.clear(),
@@ -159,7 +165,7 @@ impl World {
         let length = usize::from(size) + 1;
         let nth = self.pending.keys().nth(usize::from(which) % 8).copied();
         let Some(fd) = self.ends[end] else { return };
-        let receives = self.is_pending(Role::Receive(end));
+        let receives = self.is_pending(Role::Receive(end)) || self.is_pending(Role::Poll(end));
         match what % 12 {
             0..=2 if self.sends[end] < MOST_SENDS && !self.is_pending(Role::Send(end)) => {
                 self.sends[end] += 1;
@@ -185,8 +191,7 @@ impl World {
             }
             6 if !receives => {
                 let events = if size % 2 == 0 { Readiness::READABLE } else { Readiness::WRITABLE };
-                // What it reads is nothing.
-                self.submit(Role::Receive(end), Vec::new(), |_| Op::Poll { fd, events });
+                self.submit(Role::Poll(end), Vec::new(), |_| Op::Poll { fd, events });
             }
             7 => {
                 let now = Instant::now();

@@ -54,9 +54,8 @@ fn check(
     let mut replies = 0;
     while !bytes.is_empty() {
         let (piece, rest) = bytes.split_at(pieces.next().unwrap_or(1).clamp(1, bytes.len()));
-        replies += traffic
-            .receive(&mut reader, piece, outstanding - replies)
-            .map_err(|fault| fault.0)?;
+        replies +=
+            traffic.receive(&mut reader, piece, outstanding - replies).map_err(|fault| fault.0)?;
         bytes = rest;
     }
     Ok(replies)
