@@ -18,6 +18,8 @@
 //!   ([`Phase`]), so that a caller can read meters of the server over the same interval.
 
 mod connection;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod generator;
 mod limits;
 mod phases;
