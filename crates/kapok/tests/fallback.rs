@@ -258,7 +258,7 @@ fn what_the_ring_never_saw_is_carried_out_by_its_successor() {
                 stream.read_exact(&mut buf).unwrap();
                 assert_eq!(u32::from_le_bytes(buf), at);
                 let path = std::env::current_exe().unwrap();
-                kapok::fs::File::open(path).unwrap().read(&mut buf).unwrap();
+                kapok::fs::File::open(path).unwrap().read_exact(&mut buf).unwrap();
                 assert_eq!(&buf, b"\x7fELF");
             }));
         }
