@@ -15,6 +15,7 @@
 //! (After `cargo build`; the refusal is an answer of the filter, so it needs no privileges.)
 
 #[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "tests use the rest")]
 mod filter;
 
 #[cfg(target_os = "linux")]

@@ -46,6 +46,17 @@ pub enum Denied {
     Enter(io::Error),
 }
 
+impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Denied::Setup(error) => write!(f, "io_uring_setup: {error}"),
+            Denied::Enter(error) => write!(f, "io_uring_enter: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Denied {}
+
 /// Tries every feature with a real operation, on rings and loopback sockets of its own.
 ///
 /// # Errors
