@@ -148,7 +148,7 @@ fn perform(world: &Arc<World>, step: &Step, quiet: &mut UnixStream) {
                     assert!(over.load(Ordering::SeqCst), "joined before its end");
                 }
                 Err(JoinError::Canceled | JoinError::DeadlineElapsed) => {}
-                Err(JoinError::Abandoned) => panic!("a fiber that was spawned has not run"),
+                Err(error @ (JoinError::Abandoned | JoinError::NoStack(_))) => panic!("{error}"),
             }
         }
         Step::Panic => resume_unwind(Box::new("on purpose")),
