@@ -306,17 +306,16 @@ fn chat_lets_a_crowd_in_that_comes_all_at_once() {
     // More than the queue of one who has just entered can hold of news about the others.
     const CROWD: usize = 150;
     let server = Server::start("chat");
-    let mut crowd: Vec<_> = (0..CROWD).map(|_| BufReader::new(server.connect())).collect();
-    for (number, reader) in crowd.iter_mut().enumerate() {
-        reader.get_mut().write_all(format!("n{number}\nhere\n").as_bytes()).unwrap();
+    // Whoever was there first hears what all of them say.
+    let mut first = join(&server, "first");
+    first.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| server.connect()).collect();
+    for (number, stream) in crowd.iter_mut().enumerate() {
+        stream.write_all(format!("n{number}\nhere\n").as_bytes()).unwrap();
     }
-    for (number, reader) in crowd.iter_mut().enumerate() {
-        reader.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let mut heard = 0;
-        // Whoever entered before it spoke later: so much is sure, and of the rest nobody can say.
-        while heard < usize::from(number == 0) * (CROWD - 1) {
-            heard += usize::from(next_line(reader).ends_with(": here\n"));
-        }
+    let mut heard = 0;
+    while heard < CROWD {
+        heard += usize::from(next_line(&mut first).ends_with(": here\n"));
     }
     server.stop(libc::SIGTERM);
 }
