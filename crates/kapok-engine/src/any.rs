@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::op::{Completions, Key, Op, Submitted, Wait};
 use crate::ready::Ready;
 use crate::selector::{Busy, Mio, Poll, Select};
+use crate::stats::EngineStats;
 #[cfg(target_os = "linux")]
 use crate::uring::Uring;
 
@@ -227,6 +228,11 @@ impl Engine for AnyEngine {
     #[inline]
     fn in_flight(&self) -> usize {
         on_each!(self, engine => engine.in_flight())
+    }
+
+    #[inline]
+    fn stats(&self) -> EngineStats {
+        on_each!(self, engine => engine.stats())
     }
 
     #[inline]

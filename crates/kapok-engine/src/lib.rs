@@ -13,6 +13,7 @@ pub mod offload;
 mod op;
 mod ready;
 pub mod selector;
+mod stats;
 pub mod sys;
 mod timers;
 #[cfg(target_os = "linux")]
@@ -25,3 +26,4 @@ pub use op::{
     Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,
 };
 pub use ready::Ready;
+pub use stats::EngineStats;

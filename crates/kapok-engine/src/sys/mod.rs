@@ -4,7 +4,7 @@ pub mod descriptors;
 mod notifier;
 mod perform;
 
-pub(crate) use notifier::Notifier;
+pub use notifier::Notifier;
 pub use perform::perform;
 pub(crate) use perform::{connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option};
 

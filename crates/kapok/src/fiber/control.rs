@@ -44,7 +44,16 @@ use super::local::Locals;
 use crate::runtime::Remote;
 use crate::stack::{FiberLabel, PooledStack, StackSize};
 
-pub(crate) type FiberCoroutine = Coroutine<(), (), (), PooledStack>;
+pub(crate) type FiberCoroutine = Coroutine<Resume, (), (), PooledStack>;
+
+/// What a suspended fiber is resumed for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Resume {
+    /// What it waited for has come.
+    GoOn,
+    /// It is to take its own backtrace and to suspend again: see `Loop::suspend`.
+    Report,
+}
 
 const EMPTY: u8 = 0;
 const PARKED: u8 = 1;
@@ -70,10 +79,12 @@ pub(crate) struct Local {
     /// Started and not over.
     pub(crate) coroutine: Option<FiberCoroutine>,
     /// How the fiber leaves its own stack; set when it first runs.
-    pub(crate) yielder: Option<NonNull<Yielder<(), ()>>>,
+    pub(crate) yielder: Option<NonNull<Yielder<Resume, ()>>>,
     /// Its place in the loop's table of fibers.
     pub(crate) index: u32,
     pub(crate) waiting: Waiting,
+    /// When it was suspended last, to about a turn.
+    pub(crate) since: Instant,
     /// What its operation landed with.
     pub(crate) result: i32,
     /// The nearest deadline around the code that runs now.
@@ -98,6 +109,8 @@ pub(crate) struct Fiber {
     pub(crate) home: OnceLock<Arc<Remote>>,
     pub(crate) label: FiberLabel,
     pub(crate) stack_size: StackSize,
+    /// When it was spawned, to about a turn.
+    pub(crate) born: Instant,
     local: UnsafeCell<Local>,
 }
 
@@ -114,6 +127,7 @@ impl Fiber {
         label: FiberLabel,
         stack_size: StackSize,
         deadline: Option<Instant>,
+        born: Instant,
         entry: Box<dyn FnOnce()>,
         packet: Weak<dyn Abandon>,
     ) -> Arc<Fiber> {
@@ -125,12 +139,14 @@ impl Fiber {
             home: OnceLock::new(),
             label,
             stack_size,
+            born,
             local: UnsafeCell::new(Local {
                 entry: Some(entry),
                 coroutine: None,
                 yielder: None,
                 index: u32::MAX,
                 waiting: Waiting::Nothing,
+                since: born,
                 result: 0,
                 deadline,
                 waits: 0,
@@ -176,6 +192,11 @@ impl Fiber {
     #[inline]
     pub(crate) fn leave_token(&self) -> bool {
         self.word.swap(NOTIFIED, Ordering::AcqRel) == PARKED
+    }
+
+    /// Whether the fiber waits for its word. Asked by its home while it is suspended.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == PARKED
     }
 
     /// Ends the fiber's park, or keeps its next one from waiting. From any thread.

@@ -6,7 +6,7 @@ mod join;
 mod local;
 mod scope;
 
-pub(crate) use control::{Fiber, Waiting, with_waker};
+pub(crate) use control::{Fiber, Resume, Waiting, with_waker};
 pub(crate) use interrupt::interrupt_of;
 pub use interrupt::{Canceled, Interrupted, check_interrupted, deadline, shield, timeout};
 pub use join::{JoinError, JoinHandle};
@@ -157,7 +157,14 @@ struct Entry<F, T, G> {
 impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
     fn run(self) {
         let Entry { f, settler, ended } = self;
-        let result = catch_unwind(AssertUnwindSafe(f));
+        let result = catch_unwind(AssertUnwindSafe(|| begin(f)));
+        if result.is_err() {
+            Loop::with_current(|current| {
+                if let Some(lp) = current {
+                    lp.counters().panicked.add(1);
+                }
+            });
+        }
         // Fiber-locals go while there is still a fiber; one that panics does no more than that.
         while !contain(local::drop_all) {}
         // If nobody takes the result it is dropped here, by a destructor that is anybody's.
@@ -165,6 +172,15 @@ impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
         contain(|| drop(ended));
         while !contain(local::drop_all) {}
     }
+}
+
+/// The frame under a fiber's own code, by whose name backtraces know where that ends.
+#[inline(never)]
+fn begin<T>(f: impl FnOnce() -> T) -> T {
+    let result = f();
+    // Not a tail call: the frame stays.
+    std::hint::black_box(());
+    result
 }
 
 /// Runs code of the user's where a panic has no one to go to: it ends here, reported by the panic
@@ -207,6 +223,7 @@ unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
         FiberLabel { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), name: builder.name },
         builder.stack_size.unwrap_or(StackSize::DEFAULT),
         builder.deadline,
+        Loop::with_current(|current| current.map_or_else(Instant::now, Loop::recent)),
         entry,
         weak,
     );

@@ -57,6 +57,7 @@ impl Loop {
                 std::mem::forget((*local).coroutine.take());
                 stack::note_leaked();
             }
+            self.counters().abandoned.add(1);
             // Wakers may come back to it for ever; it must not be freed under the inbox.
             std::mem::forget(fiber);
             if let Some(packet) = packet {
@@ -67,6 +68,7 @@ impl Loop {
             // Each that was discarded spawned another, all the time.
             // SAFETY: unstarted, and held by us alone.
             let packet = unsafe { (*one.fiber.local()).packet.upgrade() };
+            self.counters().discarded.add(1);
             std::mem::forget(one);
             if let Some(packet) = packet {
                 contain(|| packet.abandon());
