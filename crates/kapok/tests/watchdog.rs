@@ -76,7 +76,9 @@ fn a_handler_that_sleeps_is_named_with_its_call_and_its_backtrace() {
     assert_eq!((begun.phase, over.phase), (StallPhase::GoesOn, StallPhase::Over));
     assert!(is_in(&begun, "handler_that_sleeps"), "{begun}");
     assert!(!is_in(&begun, "kapok::runtime"), "{begun}");
-    assert_eq!(begun.system_call.as_deref(), Some("clock_nanosleep(2)"), "{begun}");
+    // The kernel may have interrupted it, for work of its ring.
+    let calls = [Some("clock_nanosleep(2)"), Some("restart_syscall(2)")];
+    assert!(calls.contains(&begun.system_call.as_deref()), "{begun}");
     assert!(begun.duration >= LIMIT && over.duration >= begun.duration, "{begun} {over}");
     assert!(over.duration <= BLOCKED * 3 + LIMIT, "{over}");
     let text = begun.to_string();
@@ -173,7 +175,9 @@ fn the_environment_turns_it_on_and_stalls_are_logged() {
         tracing_subscriber::fmt().with_writer(std::io::stderr).init();
         Runtime::new().unwrap().run(|| {
             Builder::new().name("logged").spawn_local(handler_that_sleeps).join().unwrap();
-            kapok::sleep(Duration::from_millis(200)).unwrap();
+            kapok::sleep(Duration::from_millis(500)).unwrap();
+            // What was found by now is told before a dump is taken.
+            kapok::dump();
         });
     });
     let text = String::from_utf8_lossy(&output.stderr);

@@ -90,7 +90,7 @@ fn await_loop(
 
 /// What the thread of a loop runs now, not yet named.
 pub(super) struct Running {
-    pub(super) system_call: Option<String>,
+    system_call: Option<String>,
     sampled: Option<Sampled>,
 }
 

@@ -8,11 +8,6 @@ pub(super) fn system_call(thread_id: i32) -> Option<String> {
     let text = read(thread_id, "syscall")?;
     let mut fields = text.split_whitespace();
     let number: i64 = fields.next()?.parse().ok().filter(|&number| number >= 0)?;
-    #[cfg(target_os = "linux")]
-    if number == libc::SYS_restart_syscall as i64 {
-        // The call that a signal interrupted, which is not said.
-        return None;
-    }
     let first =
         fields.next().and_then(|text| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok());
     Some(match (name(number), first) {
@@ -76,6 +71,8 @@ fn name(number: i64) -> Option<(&'static str, bool)> {
             SYS_clock_nanosleep "clock_nanosleep" false
             SYS_wait4 "wait4" false
             SYS_waitid "waitid" false
+            // A sleep or a wait that was interrupted and goes on; which one is not said.
+            SYS_restart_syscall "restart_syscall" false
             SYS_munmap "munmap" false
             SYS_madvise "madvise" false
         };

@@ -122,8 +122,6 @@ struct Watched {
     looked_at: Instant,
     /// How long the thread had waited for a processor by then.
     queued: Duration,
-    /// The system call that it was seen in.
-    system_call: Option<String>,
     /// What was reported, if the stall was.
     reported: Option<Arc<Running>>,
 }
@@ -211,7 +209,6 @@ impl Watched {
             stalled: Duration::ZERO,
             looked_at: now,
             queued: Duration::ZERO,
-            system_call: None,
             reported: None,
         }
     }
@@ -224,7 +221,6 @@ impl Watched {
             self.end(published, watch);
             self.epoch = epoch;
             self.stalled = Duration::ZERO;
-            self.system_call = None;
             // Asked for only where a fiber might be stuck.
             if Counters::is_running(epoch) {
                 self.queued = thread::queued(published.thread_id);
@@ -238,10 +234,7 @@ impl Watched {
         self.stalled += passed.saturating_sub(queued.saturating_sub(self.queued));
         self.queued = queued;
         if self.stalled >= watch.limit && self.reported.is_none() {
-            let mut running = Running::look(published);
-            // A call that an earlier look has restarted is not told any more.
-            self.system_call = running.system_call.take().or_else(|| self.system_call.take());
-            running.system_call.clone_from(&self.system_call);
+            let running = Running::look(published);
             // A wait for a processor is counted when it is over, as it is for who took the signal.
             let queued = thread::queued(published.thread_id);
             self.stalled = self.stalled.saturating_sub(queued.saturating_sub(self.queued));
