@@ -396,7 +396,7 @@ fn a_fiber_with_little_stack_left_is_dumped_without_using_it() {
     run(|| {
         let deep = Builder::new().name("deep").stack_size(1).spawn_local(|| {
             let here = 0u8;
-            waits_deep_down((&raw const here).addr(), 6 * 1024);
+            waits_deep_down((&raw const here).addr(), 2000);
         });
         kapok::sleep(Duration::from_millis(20)).unwrap();
         let dump = kapok::dump();
