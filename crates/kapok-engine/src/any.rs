@@ -12,6 +12,7 @@ use crate::ready::Ready;
 use crate::salvage::Salvage;
 use crate::selector::{Busy, Mio, Poll, Select};
 use crate::sim::{self, Sim};
+use crate::stats::EngineStats;
 #[cfg(target_os = "linux")]
 use crate::uring::Uring;
 
@@ -275,6 +276,11 @@ impl Engine for AnyEngine {
     #[inline]
     fn in_flight(&self) -> usize {
         on_each!(self, engine => engine.in_flight())
+    }
+
+    #[inline]
+    fn stats(&self) -> EngineStats {
+        on_each!(self, engine => engine.stats())
     }
 
     #[inline]

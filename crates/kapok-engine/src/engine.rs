@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::bell::Bell;
 use crate::op::{Completions, Key, Op, Submitted, Wait};
+use crate::stats::EngineStats;
 
 /// Carries out operations and says when they have landed.
 ///
@@ -62,6 +63,11 @@ pub trait Engine {
 
     /// How many keys are pending.
     fn in_flight(&self) -> usize;
+
+    /// What the engine has counted of itself. Cheap enough for every turn.
+    fn stats(&self) -> EngineStats {
+        EngineStats::default()
+    }
 
     /// The engine's clock, which [`Op::Timer`] is read against. Real engines return
     /// [`Instant::now`].

@@ -16,6 +16,7 @@ mod ready;
 mod salvage;
 pub mod selector;
 pub mod sim;
+mod stats;
 pub mod sys;
 mod timers;
 #[cfg(target_os = "linux")]
@@ -32,3 +33,4 @@ pub use op::{
 };
 pub use ready::Ready;
 pub use salvage::{Held, Salvage};
+pub use stats::EngineStats;

@@ -36,13 +36,17 @@
 //! * [`net`], [`fs`], [`time`] and [`signal`] are what they wait for; [`sync`] is how they, threads
 //!   and futures talk to each other; [`select!`] waits for several things.
 //! * [`block_on`] awaits any future, [`blocking()`] runs code that blocks.
+//! * [`metrics()`] counts, [`dump`] shows every fiber with what it waits for and where it is, and a
+//!   watchdog tells when one blocks its loop: see [`observe`].
 //! * [`register`], [`run`], [`stop`], [`read()`] and [`write()`] are the event-free API: see
 //!   [`server`].
 
 mod blocking;
 mod fiber;
 pub mod fs;
+pub mod metrics;
 pub mod net;
+pub mod observe;
 mod op;
 mod park;
 mod primitives;
@@ -63,6 +67,8 @@ pub use fiber::{
     shield, spawn, spawn_local, timeout, yield_now,
 };
 pub use kapok_engine::{Config as EngineConfig, Kind};
+pub use metrics::metrics;
+pub use observe::{Dump, dump};
 pub use park::block_on;
 pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Incidents, Runtime, incidents};
 pub use server::{read, register, run, start, stop, write};

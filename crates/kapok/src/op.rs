@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use kapok_engine::{Key, Op, Readiness, sys};
 
 use crate::fiber::{Fiber, Waiting, interrupt_of};
-use crate::runtime::{Loop, Waiter};
+use crate::runtime::{About, Loop, Waiter};
 
 /// What a [`Pending`] with an heir ends with if a dead ring keeps its operation. No errno.
 pub(crate) const LOST: i32 = i32::MIN;
@@ -86,7 +86,7 @@ unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i
                 res
             }
             // SAFETY: the key was just submitted for this fiber.
-            Ok(key) => unsafe { wait_for(lp, fiber, key) },
+            Ok(key) => unsafe { wait_for(lp, fiber, key, &op) },
         };
         match res {
             0.. => return Ok(res),
@@ -111,7 +111,7 @@ unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i
 ///
 /// `fiber` is the one that runs on `lp`, and `key` was submitted with it as the waiter.
 #[inline]
-unsafe fn wait_for(lp: &Loop, fiber: NonNull<Fiber>, key: Key) -> i32 {
+unsafe fn wait_for(lp: &Loop, fiber: NonNull<Fiber>, key: Key, op: &Op) -> i32 {
     // SAFETY: on the fiber itself, by the caller; plain fields, copied.
     let local = unsafe { fiber.as_ref().local() };
     // SAFETY: as above.
@@ -120,7 +120,7 @@ unsafe fn wait_for(lp: &Loop, fiber: NonNull<Fiber>, key: Key) -> i32 {
         (*local).deadline
     };
     let limit = deadline.map(|deadline| lp.arm(Waiter::Limit(fiber), deadline));
-    lp.suspend(fiber);
+    lp.suspend(fiber, || About::operation(op));
     if let Some(limit) = limit {
         lp.disarm(limit);
     }
@@ -239,7 +239,7 @@ impl Future for Pending {
                 let replaced = lp.with_waiter(key, |waiter| match waiter {
                     Some(Waiter::Landed(res)) => Err(*res),
                     Some(Waiter::Lost) => Err(LOST),
-                    Some(Waiter::Task(waker)) => Ok(match waker {
+                    Some(Waiter::Task(waker, _)) => Ok(match waker {
                         Some(old) if old.will_wake(context.waker()) => None,
                         _ => waker.replace(context.waker().clone()),
                     }),
@@ -262,7 +262,7 @@ impl Future for Pending {
             if let State::Over = self.state {
                 panic!("a future was polled after it had ended");
             }
-            let waiter = Waiter::Task(Some(context.waker().clone()));
+            let waiter = Waiter::Task(Some(context.waker().clone()), self.op.fd());
             // SAFETY: by who made the future: what is lent is the heir's, which is kept here, or in
             // the slot, until the operation has landed.
             match unsafe { lp.submit(waiter, self.op) } {

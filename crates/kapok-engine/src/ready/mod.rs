@@ -37,6 +37,7 @@ use crate::bell::{Bell, BellTower};
 use crate::engine::Engine;
 use crate::op::{Completion, Completions, Key, Op, Readiness, Submitted, Wait};
 use crate::selector::{Event, Selector};
+use crate::stats::EngineStats;
 use crate::sys::descriptors::{self, Epoch};
 use crate::sys::perform;
 use crate::timers::Timers;
@@ -83,6 +84,8 @@ pub struct Ready<S: Selector> {
     events: Vec<Event>,
     results: Vec<(Key, i32)>,
     lost_edges: u64,
+    /// How often the selector was asked.
+    waits: u64,
     /// What the last sweep found ready for an operation, and not announced.
     suspects: Vec<(RawFd, Key)>,
     /// Drops the next event of this descriptor, for tests of the sweep.
@@ -119,6 +122,7 @@ impl<S: Selector> Ready<S> {
             events: Vec::new(),
             results: Vec::new(),
             lost_edges: 0,
+            waits: 0,
             suspects: Vec::new(),
             #[cfg(test)]
             swallow: None,
@@ -447,6 +451,7 @@ impl<S: Selector> Ready<S> {
         let waited = if self.table.parked == 0 && timeout == Some(Duration::ZERO) {
             Ok(())
         } else {
+            self.waits += 1;
             self.selector.wait(timeout, &mut events)
         };
         self.tower.wake_up();
@@ -547,6 +552,15 @@ impl<S: Selector> Engine for Ready<S> {
 
     fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    #[inline]
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            system_calls: self.waits,
+            lost_edges: self.lost_edges,
+            ..EngineStats::default()
+        }
     }
 
     fn descriptor_limit(&self) -> Option<i32> {

@@ -3,16 +3,22 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+/// Makes a descriptor readable, from any thread and from signal handlers.
 #[derive(Debug)]
-pub(crate) struct Notifier {
+pub struct Notifier {
     read: OwnedFd,
     /// The writing end of the pipe; an eventfd is both.
     write: Option<OwnedFd>,
 }
 
 impl Notifier {
+    /// One that is not readable yet.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor left.
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    pub(crate) fn new() -> io::Result<Notifier> {
+    pub fn new() -> io::Result<Notifier> {
         // SAFETY: eventfd takes no memory.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
@@ -22,8 +28,13 @@ impl Notifier {
         Ok(Notifier { read: unsafe { OwnedFd::from_raw_fd(fd) }, write: None })
     }
 
+    /// One that is not readable yet.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor left.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    pub(crate) fn new() -> io::Result<Notifier> {
+    pub fn new() -> io::Result<Notifier> {
         let mut fds = [-1; 2];
         // SAFETY: pipe writes two descriptors to the array.
         if unsafe { libc::pipe(fds.as_mut_ptr()) } < 0 {
@@ -45,7 +56,7 @@ impl Notifier {
     }
 
     /// Makes the descriptor readable. Async-signal-safe; leaves `errno` as it was.
-    pub(crate) fn notify(&self) {
+    pub fn notify(&self) {
         let fd = self.write.as_ref().unwrap_or(&self.read).as_raw_fd();
         let one = 1u64;
         let saved = super::errno();
@@ -55,7 +66,7 @@ impl Notifier {
     }
 
     /// Takes out what [`notify`](Notifier::notify) put in.
-    pub(crate) fn drain(&self) {
+    pub fn drain(&self) {
         let mut sink = [0u8; 64];
         // SAFETY: reads into a local of the length given; the descriptor does not block.
         while unsafe { libc::read(self.read.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len()) }

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use crate::bell::{Bell, BellTower};
 use crate::engine::Engine;
 use crate::op::{Completion, Completions, Key, Op, Submitted, Wait};
+use crate::stats::EngineStats;
 use crate::sys;
 use crate::timers::Timers;
 use ring::{Ring, Sqe};
@@ -64,6 +65,8 @@ pub struct Uring {
     ring: Ring,
     /// Entries that found the submission queue full, oldest first.
     backlog: VecDeque<Sqe>,
+    /// How many entries ever did.
+    backlogged: u64,
     timers: Timers,
     /// Landed without the kernel: expired and cancelled timers, operations refused.
     landed: Completions,
@@ -89,6 +92,7 @@ impl Uring {
         let mut engine = Uring {
             ring: Ring::new(submissions, completions)?,
             backlog: VecDeque::new(),
+            backlogged: 0,
             timers: Timers::default(),
             landed: Completions::new(),
             bell: BellTower::new()?,
@@ -126,6 +130,7 @@ impl Uring {
     #[cold]
     fn push_to_full(&mut self, sqe: Sqe) {
         self.backlog.push_back(sqe);
+        self.backlogged += 1;
         // An error here is for the next turn to report: the entry is safe in the backlog.
         if self.ring.enter(false, None).is_ok() {
             self.refill();
@@ -343,6 +348,16 @@ impl Engine for Uring {
 
     fn in_flight(&self) -> usize {
         self.in_kernel + self.timers.len() + self.landed.len()
+    }
+
+    #[inline]
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            system_calls: self.ring.enters(),
+            backlogged: self.backlogged,
+            backlog: self.backlog.len(),
+            lost_edges: 0,
+        }
     }
 }
 

@@ -174,6 +174,9 @@ pub(super) struct Ring {
     cqes: NonNull<Cqe>,
     cq_mask: u32,
 
+    /// Calls of io_uring_enter(2).
+    enters: u64,
+
     // Dropped in this order: the mappings, then the descriptor.
     _rings: Mapping,
     _entries: Mapping,
@@ -244,6 +247,7 @@ impl Ring {
             cqes: rings.at(params.cq_off.cqes),
             cq_mask: params.cq_entries - 1,
             _rings: rings,
+            enters: 0,
             _entries: entries,
             fd,
         };
@@ -393,6 +397,7 @@ impl Ring {
             }
             _ => (std::ptr::null(), 0),
         };
+        self.enters += 1;
         // SAFETY: the entries up to the tail are filled, by `push`; the argument outlives the call.
         let res = unsafe {
             libc::syscall(
@@ -428,6 +433,12 @@ impl Ring {
             head = head.wrapping_add(1);
         }
         head_word.store(head, Ordering::Release);
+    }
+
+    /// How often io_uring_enter(2) was called.
+    #[inline]
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
     }
 
     /// How many completions the kernel has lost. Anything but 0 is fatal: a submitter waits for

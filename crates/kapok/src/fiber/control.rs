@@ -44,7 +44,16 @@ use crate::primitives::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence
 use crate::runtime::Remote;
 use crate::stack::{FiberLabel, PooledStack, StackSize};
 
-pub(crate) type FiberCoroutine = Coroutine<(), (), (), PooledStack>;
+pub(crate) type FiberCoroutine = Coroutine<Resume, (), (), PooledStack>;
+
+/// What a suspended fiber is resumed for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Resume {
+    /// What it waited for has come.
+    GoOn,
+    /// It is to take its own backtrace and to suspend again: see `Loop::suspend`.
+    Report,
+}
 
 const EMPTY: u8 = 0;
 const PARKED: u8 = 1;
@@ -70,10 +79,12 @@ pub(crate) struct Local {
     /// Started and not over.
     pub(crate) coroutine: Option<FiberCoroutine>,
     /// How the fiber leaves its own stack; set when it first runs.
-    pub(crate) yielder: Option<NonNull<Yielder<(), ()>>>,
+    pub(crate) yielder: Option<NonNull<Yielder<Resume, ()>>>,
     /// Its place in the loop's table of fibers.
     pub(crate) index: u32,
     pub(crate) waiting: Waiting,
+    /// When it was suspended last, to about a turn.
+    pub(crate) since: Instant,
     /// What its operation landed with.
     pub(crate) result: i32,
     /// The nearest deadline around the code that runs now.
@@ -100,6 +111,8 @@ pub(crate) struct Fiber {
     pub(crate) stack_size: StackSize,
     /// What it runs may borrow from code that waits for it to end.
     pub(crate) borrows: bool,
+    /// When it was spawned, to about a turn.
+    pub(crate) born: Instant,
     local: UnsafeCell<Local>,
 }
 
@@ -117,6 +130,7 @@ impl Fiber {
         stack_size: StackSize,
         borrows: bool,
         deadline: Option<Instant>,
+        born: Instant,
         entry: Box<dyn FnOnce()>,
         packet: Weak<dyn Abandon>,
     ) -> Arc<Fiber> {
@@ -129,12 +143,14 @@ impl Fiber {
             label,
             stack_size,
             borrows,
+            born,
             local: UnsafeCell::new(Local {
                 entry: Some(entry),
                 coroutine: None,
                 yielder: None,
                 index: u32::MAX,
                 waiting: Waiting::Nothing,
+                since: born,
                 result: 0,
                 deadline,
                 waits: 0,
@@ -180,6 +196,11 @@ impl Fiber {
     #[inline]
     pub(crate) fn leave_token(&self) -> bool {
         self.word.swap(NOTIFIED, Ordering::AcqRel) == PARKED
+    }
+
+    /// Whether the fiber waits for its word. Asked by its home while it is suspended.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == PARKED
     }
 
     /// Ends the fiber's park, or keeps its next one from waiting. From any thread.

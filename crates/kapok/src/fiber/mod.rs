@@ -6,7 +6,7 @@ mod join;
 mod local;
 mod scope;
 
-pub(crate) use control::{Fiber, Waiting, with_waker};
+pub(crate) use control::{Fiber, Resume, Waiting, with_waker};
 pub(crate) use interrupt::interrupt_of;
 pub use interrupt::{
     Canceled, Interrupted, check_interrupted, deadline, interrupted_async, shield, timeout,
@@ -161,9 +161,16 @@ struct Entry<F, T, G> {
 impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
     fn run(self) {
         let Entry { f, settler, ended } = self;
-        let result = catch_unwind(AssertUnwindSafe(f));
-        if !Loop::with_current(|current| current.is_some()) {
-            end_child(result.is_err());
+        let result = catch_unwind(AssertUnwindSafe(|| begin(f)));
+        let panicked = result.is_err();
+        let at_home = Loop::with_current(|current| {
+            if let (Some(lp), true) = (current, panicked) {
+                lp.counters().panicked.add(1);
+            }
+            current.is_some()
+        });
+        if !at_home {
+            end_child(panicked);
         }
         // Fiber-locals go while there is still a fiber; one that panics does no more than that.
         while !contain(local::drop_all) {}
@@ -172,6 +179,15 @@ impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
         contain(|| drop(ended));
         while !contain(local::drop_all) {}
     }
+}
+
+/// The frame under a fiber's own code, by whose name backtraces know where that ends.
+#[inline(never)]
+fn begin<T>(f: impl FnOnce() -> T) -> T {
+    let result = f();
+    // Not a tail call: the frame stays.
+    std::hint::black_box(());
+    result
 }
 
 /// Runs code of the user's where a panic has no one to go to: it ends here, reported by the panic
@@ -215,6 +231,7 @@ unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
         builder.stack_size.unwrap_or(StackSize::DEFAULT),
         builder.borrows,
         builder.deadline,
+        Loop::with_current(|current| current.map_or_else(Instant::now, Loop::recent)),
         entry,
         weak,
     );

@@ -21,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::fiber::{Fiber, Interrupted, Waiting, interrupt_of, with_waker};
-use crate::runtime::{Loop, Waiter};
+use crate::runtime::{About, Loop, Waiter};
 use thread::ThreadParker;
 
 /// How long a fiber's wait may block its thread while the thread unwinds from a panic. It must not
@@ -146,13 +146,14 @@ fn wait_on_fiber<F: Future>(
                     return Ok(());
                 }
                 // A timer unparks like any other waker.
-                let timer = deadline.map(|at| lp.arm(Waiter::Task(Some(Waker::clone(waker))), at));
+                let timer =
+                    deadline.map(|at| lp.arm(Waiter::Task(Some(Waker::clone(waker)), None), at));
                 // SAFETY: on the fiber itself; plain fields.
                 (*local).waiting = match limit {
                     Limit::Interrupts => Waiting::InterruptiblePark,
                     _ => Waiting::Park,
                 };
-                lp.suspend(fiber);
+                lp.suspend(fiber, || About::Future(std::any::type_name::<F>()));
                 (*local).waiting = Waiting::Nothing;
                 control.take_token();
                 if let Some(timer) = timer {

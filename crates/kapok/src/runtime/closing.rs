@@ -51,12 +51,14 @@ impl Loop {
             if let Waiting::Operation(key) = unsafe { (*fiber.local()).waiting } {
                 self.cancel(key);
             }
+            self.counters().abandoned.add(1);
             leave_behind(fiber);
         }
         for one in self.unstarted.take() {
             // Each that was discarded spawned another, all the time.
             // SAFETY: unstarted, and held by us alone.
             let packet = unsafe { (*one.fiber.local()).packet.upgrade() };
+            self.counters().discarded.add(1);
             std::mem::forget(one);
             if let Some(packet) = packet {
                 contain(|| packet.abandon());

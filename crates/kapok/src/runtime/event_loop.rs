@@ -14,14 +14,17 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use kapok_engine::sim::Sim;
-use kapok_engine::{AnyEngine, Completions, Engine, Kind, Wait};
+use kapok_engine::{AnyEngine, Completions, Engine, EngineStats, Kind, Wait};
 
 use super::fibers::Fibers;
 use super::fork;
 use super::group::Group;
+use super::published::{Counters, Listed, Published};
 use super::remote::Remote;
+use super::report::{Answering, Captured};
 use super::slots::Slots;
 use crate::fiber::{Fiber, contain};
+use crate::observe::{Watch, look_again};
 use crate::stack::StackPool;
 
 thread_local! {
@@ -34,6 +37,9 @@ const SWITCHES_PER_TURN: usize = 256;
 /// How many operations a fiber may finish without waiting before it has to let others run.
 pub(super) const OPERATIONS_PER_RESUME: u32 = 128;
 
+/// How many turns that do not wait may share one reading of the clock.
+const TURNS_PER_CLOCK: u64 = 16;
+
 /// A fiber that no loop has taken up yet.
 pub(crate) struct Unstarted {
     pub(crate) fiber: Arc<Fiber>,
@@ -45,6 +51,11 @@ impl Unstarted {
     /// Drops what the fiber would have run, on the calling thread: who joins it learns that it was
     /// abandoned.
     pub(crate) fn discard(self) {
+        Loop::with_current(|current| {
+            if let Some(lp) = current {
+                lp.counters().discarded.add(1);
+            }
+        });
         // SAFETY: unstarted, and held by the caller alone.
         let entry = unsafe { (*self.fiber.local()).entry.take() };
         contain(|| drop(entry));
@@ -81,6 +92,15 @@ pub(crate) struct Loop {
     pub(super) closing: Cell<bool>,
     /// Operations in flight whose results have an heir.
     pub(super) orphans: Cell<usize>,
+    pub(super) published: Arc<Published>,
+    /// The engine's clock as of a recent turn: for ages, which need not be exact.
+    pub(super) clock: Cell<Instant>,
+    /// What a fiber that was asked for its backtrace has left.
+    pub(super) captured: RefCell<Option<Captured>>,
+    /// Requests for reports of all fibers that are being answered.
+    pub(super) answering: RefCell<Vec<Answering>>,
+    /// What the engines have counted that this loop had before, because their rings died.
+    pub(super) engines_before: Cell<EngineStats>,
 }
 
 /// Makes a loop the thread's current one as long as it lives.
@@ -104,11 +124,19 @@ impl Loop {
         group: Arc<Group>,
         index: usize,
         stacks_kept: Duration,
+        watch: Option<Watch>,
     ) -> Loop {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let kind = engine.kind();
         Loop {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kind: Cell::new(engine.kind()),
+            id,
+            kind: Cell::new(kind),
+            published: Published::new(id, index, kind, Arc::clone(&remote), watch),
+            clock: Cell::new(engine.now()),
+            captured: RefCell::new(None),
+            answering: RefCell::new(Vec::new()),
+            engines_before: Cell::default(),
             engine: RefCell::new(engine),
             slots: RefCell::new(Slots::new()),
             ready: RefCell::new(VecDeque::new()),
@@ -171,6 +199,26 @@ impl Loop {
         self.kind.get()
     }
 
+    #[inline]
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.published.counters
+    }
+
+    /// Shows the loop to the rest of the process until what is returned is dropped.
+    pub(super) fn list(&self) -> Listed {
+        let listed = Listed::new(&self.published);
+        if self.published.watch.is_some() {
+            look_again();
+        }
+        listed
+    }
+
+    /// The engine's clock as of a recent turn.
+    #[inline]
+    pub(crate) fn recent(&self) -> Instant {
+        self.clock.get()
+    }
+
     pub(crate) fn group(&self) -> &Arc<Group> {
         &self.group
     }
@@ -214,7 +262,9 @@ impl Loop {
 
     /// See [`AnyEngine::sweep`]; how many edges were lost.
     pub(crate) fn sweep(&self) -> u64 {
-        self.engine.borrow_mut().sweep().unwrap_or(0) as u64
+        let lost = self.engine.borrow_mut().sweep().unwrap_or(0) as u64;
+        self.counters().publish(self.engines_before.get(), self.engine.borrow().stats());
+        lost
     }
 
     /// Counts an operation that was over at once. `false`: the fiber has had its share.
@@ -247,24 +297,48 @@ impl Loop {
     pub(super) fn turn(&self, wait: Wait) -> io::Result<()> {
         self.refuse_if_left_behind();
         self.attend();
-        let idle = self.ready.borrow().is_empty() && self.unstarted.borrow().is_empty();
+        let (ready, unstarted) = (self.ready.borrow().len(), self.unstarted.borrow().len());
+        let counters = self.counters();
+        counters.ready.set(ready as u64);
+        counters.unstarted.set(unstarted as u64);
+        let turns = counters.turns.get() + 1;
+        counters.turns.set(turns);
+        let idle = ready == 0 && unstarted == 0;
         let mut completions = self.completions.take();
-        let turned = if idle && wait != Wait::No {
+        let mut announced = false;
+        let wait = if idle && wait != Wait::No {
             // Announce that there is room here, unless somebody has left something meanwhile.
             match self.group.become_idle(self.index) {
                 Some(offered) => {
                     self.unstarted.borrow_mut().extend(offered);
-                    self.engine.borrow_mut().turn(Wait::No, &mut completions)
+                    Wait::No
                 }
                 None => {
-                    let turned = self.engine.borrow_mut().turn(wait, &mut completions);
-                    self.group.become_busy(self.index);
-                    turned
+                    counters.waits.add(1);
+                    announced = true;
+                    wait
                 }
             }
         } else {
-            self.engine.borrow_mut().turn(Wait::No, &mut completions)
+            Wait::No
         };
+        let turned = {
+            let mut engine = self.engine.borrow_mut();
+            let turned = engine.turn(wait, &mut completions);
+            let stats = engine.stats();
+            let before = self.engines_before.get();
+            if before.system_calls + stats.system_calls != counters.system_calls.get() {
+                counters.publish(before, stats);
+            }
+            turned
+        };
+        if announced {
+            self.group.become_busy(self.index);
+        }
+        counters.landed.add(completions.len() as u64);
+        if idle || turns.is_multiple_of(TURNS_PER_CLOCK) {
+            self.clock.set(self.now());
+        }
         for completion in completions.drain(..) {
             self.land(completion);
         }
@@ -318,15 +392,28 @@ impl Loop {
         self.group.offer(given);
     }
 
-    /// Takes what other threads have left.
-    pub(super) fn attend(&self) {
-        self.remote.take_ready(|fiber| self.ready.borrow_mut().push_back(fiber));
+    #[cold]
+    fn attend_requests(&self) {
         for fiber in self.remote.take_interrupts() {
             // It may have ended since, or never have been ours.
             // SAFETY: the interrupt went to the fiber's home, which is this loop.
             if unsafe { (*fiber.local()).coroutine.is_some() } {
                 self.interrupt(Fiber::pointer(&fiber));
             }
+        }
+        self.answer_requests();
+    }
+
+    /// Takes what other threads have left.
+    pub(super) fn attend(&self) {
+        if self.remote.has_ready() {
+            self.remote.take_ready(|fiber| {
+                self.counters().remote_wakes.add(1);
+                self.ready.borrow_mut().push_back(fiber);
+            });
+        }
+        if self.remote.wants_attention() {
+            self.attend_requests();
         }
         if let Some(offered) = self.group.take_offered() {
             self.unstarted.borrow_mut().extend(offered);

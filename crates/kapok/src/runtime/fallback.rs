@@ -33,6 +33,8 @@ impl Loop {
         let kind = engine.kind();
         drop(engine);
         self.kind.set(kind);
+        self.published.set_kind(kind);
+        self.engines_before.set(self.counters().of_engines());
         incidents::ENGINES_REPLACED.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(
             %error,
@@ -100,10 +102,10 @@ impl Loop {
                 drop(slots);
                 self.land(Completion { key, res: -libc::EINTR, flags: 0 });
             }
-            Some(waiter @ Waiter::Task(_)) => {
+            Some(waiter @ Waiter::Task(..)) => {
                 let waiter = std::mem::replace(waiter, Waiter::Lost);
                 drop(slots);
-                if let Waiter::Task(Some(waker)) = waiter {
+                if let Waiter::Task(Some(waker), _) = waiter {
                     contain(|| waker.wake());
                 }
             }
@@ -132,6 +134,7 @@ impl Loop {
         let fiber = self.fibers.borrow_mut().remove(index);
         if let Some(fiber) = fiber {
             tracing::warn!(fiber = fiber.title(), operation, "lost with the ring: leaked");
+            self.counters().abandoned.add(1);
             leave_behind(fiber);
         }
     }

@@ -10,8 +10,9 @@ use super::event_loop::{Loop, OPERATIONS_PER_RESUME, Unstarted};
 use super::fork;
 use super::incidents;
 use super::remote::Remote;
+use super::report::About;
 use super::slots::Waiter;
-use crate::fiber::{Fiber, Locals, Waiting, contain};
+use crate::fiber::{Fiber, Locals, Resume, Waiting, contain};
 use crate::stack;
 
 #[derive(Default)]
@@ -49,6 +50,7 @@ impl Fibers {
 impl Loop {
     /// Takes up a new fiber.
     pub(crate) fn spawn(&self, unstarted: Unstarted) {
+        self.counters().spawned.add(1);
         if self.closing.get() {
             unstarted.fiber.request_cancel();
         }
@@ -73,20 +75,24 @@ impl Loop {
     /// Queues the running fiber behind the others and suspends it.
     pub(crate) fn yield_now(&self, fiber: NonNull<Fiber>) {
         self.ready.borrow_mut().push_back(fiber);
-        self.suspend(fiber);
+        self.suspend(fiber, || About::Yield);
     }
 
     /// Leaves the running fiber's stack. Whoever calls has seen to it that something makes the
-    /// fiber ready again, exactly once.
+    /// fiber ready again, exactly once; `about` says what that is, if a report asks.
+    ///
+    /// A fiber may be resumed for a report in between, any number of times. That is over inside this
+    /// function: its caller sees nothing of it, and what the fiber has lent stays lent.
     #[inline]
-    pub(crate) fn suspend(&self, fiber: NonNull<Fiber>) {
+    pub(crate) fn suspend(&self, fiber: NonNull<Fiber>, about: impl Fn() -> About) {
         if self.running.get() != Some(fiber) {
             fork::refuse();
         }
         // SAFETY: the running fiber is ours and has a yielder, which lives on its stack.
-        unsafe {
-            let local = fiber.as_ref().local();
-            (*local).yielder.unwrap_unchecked().as_ref().suspend(());
+        let yielder = unsafe { (*fiber.as_ref().local()).yielder.unwrap_unchecked() };
+        // SAFETY: as above; it is there as long as this stack is.
+        while unsafe { yielder.as_ref() }.suspend(()) == Resume::Report {
+            self.capture(yielder, about());
         }
     }
 
@@ -111,6 +117,7 @@ impl Loop {
 
     pub(super) fn start(&self, unstarted: Unstarted) {
         let stack = self.stacks.borrow_mut().allocate(unstarted.fiber.stack_size);
+        self.publish_stacks();
         let stack = match stack {
             Ok(stack) => stack,
             Err(error) => {
@@ -128,7 +135,7 @@ impl Loop {
         let fiber = unstarted.fiber;
         fiber.set_home(&self.remote);
         let pointer = Fiber::pointer(&fiber);
-        let body = move |yielder: &corosensei::Yielder<(), ()>, ()| {
+        let body = move |yielder: &corosensei::Yielder<Resume, ()>, _: Resume| {
             // SAFETY: this runs on the fiber, so it is alive and its local part is ours.
             let entry = unsafe {
                 let local = pointer.as_ref().local();
@@ -140,6 +147,7 @@ impl Loop {
             }
         };
         let index = self.fibers.borrow_mut().insert(Arc::clone(&fiber));
+        self.counters().started.add(1);
         // SAFETY: the fiber is ours from here on.
         unsafe {
             let local = fiber.local();
@@ -152,19 +160,27 @@ impl Loop {
     pub(super) fn resume(&self, fiber: NonNull<Fiber>) {
         self.running.set(Some(fiber));
         self.operations_left.set(OPERATIONS_PER_RESUME);
+        let counters = self.counters();
+        let epoch = counters.epoch.get();
+        counters.epoch.set(epoch + 1);
         // SAFETY: the table holds the fiber, and its label never changes.
         unsafe { stack::set_running(&raw const fiber.as_ref().label) };
         // SAFETY: a fiber that is ready is alive and suspended, so nothing else refers to its
         // coroutine; on the other side only other fields of the local part are touched.
         let over = unsafe {
             let coroutine = &mut (*fiber.as_ref().local()).coroutine;
-            matches!(coroutine.as_mut().unwrap_unchecked().resume(()), CoroutineResult::Return(()))
+            let resumed = coroutine.as_mut().unwrap_unchecked().resume(Resume::GoOn);
+            matches!(resumed, CoroutineResult::Return(()))
         };
         // SAFETY: null is no label.
         unsafe { stack::set_running(std::ptr::null()) };
+        counters.epoch.set(epoch + 2);
         self.running.set(None);
         if over {
             self.finish(fiber);
+        } else {
+            // SAFETY: suspended, our own, and still in the table; a plain field.
+            unsafe { (*fiber.as_ref().local()).since = self.clock.get() };
         }
     }
 
@@ -176,6 +192,7 @@ impl Loop {
         };
         if let Some(coroutine) = coroutine {
             self.stacks.borrow_mut().release(coroutine.into_stack());
+            self.publish_stacks();
             self.stacks_back.set(self.stacks_back.get() + 1);
             if self.stacks_seen.get().is_none() {
                 self.watch_stacks();
@@ -187,11 +204,21 @@ impl Loop {
             unsafe { std::mem::replace(&mut (*fiber.as_ref().local()).locals, Locals::new()) };
         contain(|| drop(locals));
         let fiber = self.fibers.borrow_mut().remove(index);
+        self.counters().ended.add(1);
         drop(fiber);
         let watcher = self.endings.take();
         if let Some(watcher) = watcher {
             contain(|| watcher.wake());
         }
+    }
+
+    #[inline]
+    fn publish_stacks(&self) {
+        let stats = self.stacks.borrow().stats();
+        let counters = self.counters();
+        counters.stacks_reused.set(stats.reused);
+        counters.stacks_given_back.set(stats.given_back);
+        counters.stacks_warm.set(stats.warm as u64);
     }
 
     /// Has the loop look after its warm stacks in a while: one timer at most, and none when there
@@ -207,6 +234,7 @@ impl Loop {
     pub(super) fn look_after_stacks(&self) {
         if self.stacks_seen.take() == Some(self.stacks_back.get()) {
             self.stacks.borrow_mut().trim();
+            self.publish_stacks();
         } else {
             self.watch_stacks();
         }

@@ -144,6 +144,13 @@ impl Group {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// Shows the fibers that are offered and that nobody has taken.
+    pub(super) fn visit_offered(&self, visit: impl FnMut(&Unstarted)) {
+        if self.open.load(Ordering::Acquire) > 0 {
+            self.lock().queue.iter().map(|one| &one.0).for_each(visit);
+        }
+    }
+
     /// What nobody has started, to be dropped.
     pub(crate) fn take_all(&self) -> Vec<Unstarted> {
         let mut offers = self.lock();

@@ -10,14 +10,18 @@ mod incidents;
 #[cfg(all(test, loom))]
 mod models;
 mod operations;
+mod published;
 mod remote;
+mod report;
 mod slots;
 
 pub(crate) use event_loop::{Loop, Unstarted};
 pub(crate) use fork::end_child;
 pub(crate) use group::Group;
 pub use incidents::{Incidents, incidents};
+pub(crate) use published::{Counters, Published, current_thread_id, with_loops};
 pub(crate) use remote::Remote;
+pub(crate) use report::{About, Answer, Reported, Request, State};
 pub(crate) use slots::Waiter;
 
 use std::io;
@@ -29,6 +33,7 @@ use kapok_engine::sim;
 use kapok_engine::{AnyEngine, Config, Engine, Kind};
 
 use crate::fiber::{self, JoinError};
+use crate::observe::{self, Stall, StallCallback, WATCHDOG_VARIABLE, Watch};
 use crate::stack::{self, StackPool};
 
 /// The environment variable that forces an engine: `uring`, `epoll`, `poll`, `select`, `busy`, or
@@ -53,6 +58,20 @@ pub struct Builder {
     config: Config,
     close_limit: Duration,
     keep_stacks: Duration,
+    /// None: as the environment says.
+    watchdog: Option<Duration>,
+    on_stall: OnStall,
+    dump_on_signal: bool,
+}
+
+/// Who is told of stalls, if not the log.
+#[derive(Clone, Default)]
+struct OnStall(Option<Arc<StallCallback>>);
+
+impl std::fmt::Debug for OnStall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "a callback" } else { "the log" })
+    }
 }
 
 impl Builder {
@@ -99,12 +118,43 @@ impl Builder {
         self
     }
 
+    /// Reports fibers that run for `limit` without waiting, and so keep the other fibers of their loop
+    /// from running: as a warning of the crate `tracing`, or to [`on_stall`](Builder::on_stall). Each
+    /// stall is reported once with its backtrace while it goes on, and once when it is over. Zero
+    /// turns it off. Default: what [`WATCHDOG_VARIABLE`] says, and else off.
+    ///
+    /// Off, because it takes a thread and a signal (`SIGURG`) of the process, and because how long is
+    /// too long only the program knows: 100 ms is a fair limit for a server. Loops that go on cost
+    /// nothing but the monitor's looks, see [`observe`](crate::observe#what-it-costs), so it can stay
+    /// on in production.
+    pub fn watchdog(mut self, limit: Duration) -> Builder {
+        self.watchdog = Some(limit);
+        self
+    }
+
+    /// Has the [`watchdog`](Builder::watchdog) report to `callback` and not to the log. It is called
+    /// on the monitor's thread, where the next stall waits for it; a panic in it is reported by the
+    /// panic hook and goes no further.
+    pub fn on_stall(mut self, callback: impl Fn(&Stall) + Send + Sync + 'static) -> Builder {
+        self.on_stall = OnStall(Some(Arc::new(callback)));
+        self
+    }
+
+    /// Whether a [dump](crate::dump()) of all loops of the process is printed to standard error
+    /// whenever the process gets `SIGUSR2`. Default: no. Once on it stays on for the process,
+    /// also after this runtime. The dump itself is made by a thread, not in the signal's handler.
+    pub fn dump_on_signal(mut self, on: bool) -> Builder {
+        self.dump_on_signal = on;
+        self
+    }
+
     /// Makes the runtime, and its first engine as a trial.
     ///
     /// # Errors
     ///
     /// If the engine that was asked for cannot be had, or none can; `InvalidInput` if
-    /// [`ENGINE_VARIABLE`] names none.
+    /// [`ENGINE_VARIABLE`] names none, or [`WATCHDOG_VARIABLE`] is no number; if a watchdog or dumps
+    /// by signal were asked for and their thread cannot be had.
     pub fn build(self) -> io::Result<Runtime> {
         if self.engine == Some(Kind::Sim) && self.threads != 1 {
             return Err(io::Error::new(
@@ -119,7 +169,23 @@ impl Builder {
         // A trial, so that what cannot work fails here and not in some thread. An engine belongs to
         // the thread that made it, and `run` may be called from another.
         drop(make_engine(engine, &self.config)?);
-        Ok(Runtime { builder: Builder { engine, ..self } })
+        let limit = match self.watchdog {
+            Some(limit) => limit,
+            None => limit_by_environment()?,
+        };
+        if self.dump_on_signal {
+            observe::dump_on_signal()?;
+        }
+        if !limit.is_zero() {
+            observe::ensure_watching()?;
+        }
+        Ok(Runtime { builder: Builder { engine, watchdog: Some(limit), ..self } })
+    }
+
+    /// How the loops are watched, if they are.
+    fn watch(&self) -> Option<Watch> {
+        let limit = self.watchdog.filter(|limit| !limit.is_zero())?;
+        Some(Watch { limit, callback: self.on_stall.0.clone() })
     }
 }
 
@@ -131,6 +197,20 @@ fn forced_by_environment() -> io::Result<Option<Kind>> {
         }),
         Err(_) => Ok(None),
     }
+}
+
+fn limit_by_environment() -> io::Result<Duration> {
+    let Ok(text) = std::env::var(WATCHDOG_VARIABLE) else { return Ok(Duration::ZERO) };
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(Duration::ZERO);
+    }
+    text.parse().map(Duration::from_millis).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{WATCHDOG_VARIABLE}: {text:?} is not a number of milliseconds"),
+        )
+    })
 }
 
 fn make_engine(kind: Option<Kind>, config: &Config) -> io::Result<AnyEngine> {
@@ -186,6 +266,9 @@ impl Runtime {
             config: Config::default(),
             close_limit: Duration::from_secs(10),
             keep_stacks: Duration::from_secs(10),
+            watchdog: None,
+            on_stall: OnStall::default(),
+            dump_on_signal: false,
         }
     }
 
@@ -280,11 +363,20 @@ fn serve_loop(
         .inspect_err(|error| tracing::warn!(%error, "no alternate signal stack"));
     let remote = Arc::new(Remote::new(engine.bell()));
     group.join(index, Arc::clone(&remote));
-    let lp =
-        Loop::new(engine, StackPool::new(), remote, Arc::clone(group), index, builder.keep_stacks);
+    let lp = Loop::new(
+        engine,
+        StackPool::new(),
+        remote,
+        Arc::clone(group),
+        index,
+        builder.keep_stacks,
+        builder.watch(),
+    );
+    let listed = lp.list();
     let guard = AbortOnUnwind;
     let outcome = lp.run(done).and_then(|()| lp.close(builder.close_limit));
     std::mem::forget(guard);
+    drop(listed);
     if let Err(error) = outcome {
         // Memory is lent to an engine that will not say when it is done with it. No fiber can go
         // on, and nothing may be freed.

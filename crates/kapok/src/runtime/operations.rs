@@ -17,11 +17,13 @@ impl Loop {
     #[inline]
     pub(crate) unsafe fn submit(&self, waiter: Waiter, op: Op) -> Result<Key, i32> {
         let key = self.slots.borrow_mut().insert(waiter);
+        self.counters().submitted.add(1);
         // SAFETY: by the caller; the key is fresh.
         let submitted = unsafe { self.engine.borrow_mut().submit(key, op) };
         match submitted {
             Submitted::Pending => Ok(key),
             Submitted::Done(res) => {
+                self.counters().done_at_once.add(1);
                 // Dropped here and now, with nothing borrowed.
                 let _waiter = self.slots.borrow_mut().remove(key);
                 Err(res)
@@ -31,6 +33,7 @@ impl Loop {
 
     /// Asks the engine to let `key` land soon.
     pub(crate) fn cancel(&self, key: Key) {
+        self.counters().cancels.add(1);
         self.engine.borrow_mut().cancel(key);
     }
 
@@ -49,7 +52,10 @@ impl Loop {
         let old = match slots.get_mut(key) {
             None => return,
             Some(Waiter::Landed(_)) => slots.remove(key),
-            Some(_) if self.engine.borrow_mut().disarm(key) => slots.remove(key),
+            Some(_) if self.engine.borrow_mut().disarm(key) => {
+                self.counters().disarmed.add(1);
+                slots.remove(key)
+            }
             // It has gone off and is on its way to us.
             Some(waiter) => std::mem::replace(waiter, Waiter::Nobody),
         };
@@ -66,7 +72,7 @@ impl Loop {
             None => return,
             Some(Waiter::Landed(_) | Waiter::Lost) => slots.remove(key),
             Some(waiter) => {
-                self.engine.borrow_mut().cancel(key);
+                self.cancel(key);
                 if matches!(next, Waiter::Orphan(_)) {
                     self.orphans.set(self.orphans.get() + 1);
                 }
@@ -103,10 +109,10 @@ impl Loop {
         };
         debug_assert!(completion.is_terminal());
         let told = match waiter {
-            Waiter::Task(waker) => {
-                let waker = waker.take();
+            Waiter::Task(waker, fd) => {
+                let (waker, fd) = (waker.take(), *fd);
                 *waiter = Waiter::Landed(completion.res);
-                Waiter::Task(waker)
+                Waiter::Task(waker, fd)
             }
             _ => slots.remove(key),
         };
@@ -123,7 +129,7 @@ impl Loop {
             }
             // SAFETY: a fiber takes its limits back before it goes on, so it is alive.
             Waiter::Limit(fiber) => self.interrupt(fiber),
-            Waiter::Task(waker) => {
+            Waiter::Task(waker, _) => {
                 if let Some(waker) = waker {
                     contain(|| waker.wake());
                 }

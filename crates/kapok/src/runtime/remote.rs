@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use kapok_engine::Bell;
 
+use super::report::Request;
 use crate::fiber::Fiber;
 use crate::primitives::Mutex;
 use crate::primitives::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -16,8 +17,10 @@ pub(crate) struct Remote {
     inbox: AtomicPtr<Fiber>,
     /// Fibers that have a reason to be interrupted. Rare.
     interrupts: Mutex<Vec<Arc<Fiber>>>,
-    /// Whether there are any; changed by read-modify-write only.
-    interrupted: AtomicBool,
+    /// Reports of all fibers that somebody has asked for. Rare.
+    requests: Mutex<Vec<Request>>,
+    /// There are interrupts or requests; changed by read-modify-write only.
+    attention: AtomicBool,
     bell: Bell,
 }
 
@@ -26,7 +29,8 @@ impl Remote {
         Remote {
             inbox: AtomicPtr::new(std::ptr::null_mut()),
             interrupts: Mutex::new(Vec::new()),
-            interrupted: AtomicBool::new(false),
+            requests: Mutex::new(Vec::new()),
+            attention: AtomicBool::new(false),
             bell,
         }
     }
@@ -60,8 +64,25 @@ impl Remote {
     /// Has the loop look at `fiber`.
     pub(crate) fn interrupt(&self, fiber: Arc<Fiber>) {
         self.interrupts.lock().unwrap_or_else(PoisonError::into_inner).push(fiber);
-        self.interrupted.swap(true, Ordering::AcqRel);
+        self.call_attention();
+    }
+
+    /// Has the loop report its fibers.
+    pub(crate) fn request(&self, request: Request) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        self.call_attention();
+    }
+
+    /// Has the loop come back to its interrupts and requests, before it waits.
+    pub(super) fn call_attention(&self) {
+        self.attention.swap(true, Ordering::AcqRel);
         self.bell.ring();
+    }
+
+    /// Whether there are interrupts or requests since the last time. One load, as a rule.
+    #[inline]
+    pub(super) fn wants_attention(&self) -> bool {
+        self.attention.load(Ordering::Acquire) && self.attention.swap(false, Ordering::AcqRel)
     }
 
     /// Ends the loop's turn.
@@ -69,11 +90,14 @@ impl Remote {
         self.bell.ring();
     }
 
+    /// Whether other threads have made fibers ready.
+    #[inline]
+    pub(super) fn has_ready(&self) -> bool {
+        !self.inbox.load(Ordering::Relaxed).is_null()
+    }
+
     /// Takes the ready fibers out, the first that came first.
     pub(super) fn take_ready(&self, mut take: impl FnMut(NonNull<Fiber>)) {
-        if self.inbox.load(Ordering::Relaxed).is_null() {
-            return;
-        }
         // The stack has the last on top: turn it round.
         let mut reversed: Option<NonNull<Fiber>> = None;
         let mut next = NonNull::new(self.inbox.swap(std::ptr::null_mut(), Ordering::AcqRel));
@@ -95,9 +119,11 @@ impl Remote {
 
     /// Takes the fibers to be interrupted.
     pub(super) fn take_interrupts(&self) -> Vec<Arc<Fiber>> {
-        if !self.interrupted.swap(false, Ordering::AcqRel) {
-            return Vec::new();
-        }
         std::mem::take(&mut *self.interrupts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the requests for reports.
+    pub(super) fn take_requests(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -1,5 +1,6 @@
 //! The table of operations in flight: what a [`Key`] names.
 
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::task::Waker;
 
@@ -15,8 +16,9 @@ pub(crate) enum Waiter {
     Fiber(NonNull<Fiber>),
     /// A time limit of this fiber: what it does then is to be interrupted.
     Limit(NonNull<Fiber>),
-    /// A future; the result stays in the slot until it is fetched.
-    Task(Option<Waker>),
+    /// A future; the result stays in the slot until it is fetched. With the descriptor, for
+    /// reports.
+    Task(Option<Waker>, Option<RawFd>),
     /// A future that has its result.
     Landed(i32),
     /// A future whose operation a dead ring keeps: it will never have a result.
@@ -76,6 +78,16 @@ impl Slots {
             .get_mut(key.index() as usize)
             .filter(|slot| slot.generation == key.generation())
             .map(|slot| &mut slot.waiter)
+    }
+
+    /// What futures wait for on descriptors: whose they are by their waker, and the keys.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = (*const (), Key)> {
+        (0..).zip(&self.slots).filter_map(|(index, slot)| match &slot.waiter {
+            Waiter::Task(Some(waker), Some(_)) => {
+                Some((waker.data(), Key::new(index, slot.generation)))
+            }
+            _ => None,
+        })
     }
 
     /// Frees the slot of `key`, which is in use, and says who waited.

@@ -39,13 +39,20 @@ mod tests;
 pub use arena::StackUsage;
 pub(crate) use arena::{Arena, PooledStack, StackSize};
 pub(crate) use overflow::{
-    FiberLabel, ensure_alternate_stack, install_overflow_handler, set_running,
+    FiberLabel, ensure_alternate_stack, install_overflow_handler, running, set_running,
 };
 pub(crate) use pool::StackPool;
 
 /// What the stacks of this process's fibers come to.
 pub fn stack_usage() -> StackUsage {
     Arena::process().stats()
+}
+
+/// The slot of the stack that holds `address`, if it is one of a fiber. Async-signal-safe.
+pub(crate) fn bounds_of(address: usize) -> Option<std::ops::Range<usize>> {
+    let chunk = arena::chunk_of(address)?;
+    let start = chunk.slot_start(address);
+    Some(start..start + chunk.size.slot_bytes())
 }
 
 /// Counts the stack of a fiber that will never end.

@@ -47,6 +47,11 @@ pub(crate) unsafe fn set_running(label: *const FiberLabel) {
     RUNNING.set(label);
 }
 
+/// The label of the fiber that the calling thread runs, or null. Async-signal-safe.
+pub(crate) fn running() -> *const FiberLabel {
+    RUNNING.get()
+}
+
 /// The signals a guard may raise: SIGSEGV on Linux, SIGBUS for protection faults on macOS.
 const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 

@@ -67,6 +67,7 @@ impl StackPool {
         let slot = match self.warm[size.class()].pop() {
             Some(slot) => {
                 self.stats.reused += 1;
+                self.stats.warm -= 1;
                 slot
             }
             None => self.arena.take(size)?,
@@ -86,6 +87,7 @@ impl StackPool {
             && std::ptr::eq(slot.chunk.arena, self.arena)
         {
             warm.push(slot);
+            self.stats.warm += 1;
         } else {
             self.stats.given_back += 1;
             // SAFETY: the slot came out of a `PooledStack`, whose owner had no more use for it.
@@ -102,13 +104,14 @@ impl StackPool {
             count += 1;
         }
         self.stats.given_back += count as u64;
+        self.stats.warm -= count;
         count
     }
 
     /// What went through the pool, and what it keeps.
-    #[cfg(test)]
-    pub(super) fn stats(&self) -> PoolStats {
-        PoolStats { warm: self.warm.iter().map(Vec::len).sum(), ..self.stats }
+    #[inline]
+    pub(crate) fn stats(&self) -> PoolStats {
+        self.stats
     }
 }
 
