@@ -28,7 +28,8 @@
 //! ever. What it stands for is known to its world only: std's own calls on a socket see nothing of
 //! it. Options of sockets are kept by the kernel and have no effect, but for `SO_LINGER` with a time
 //! of zero, which makes a close a reset. Closed without the engine, a descriptor is seen to be
-//! closed when the next one is made, and before the clock moves. A descriptor that this world did
+//! closed in the next turn in which
+//! nothing else has landed. A descriptor that this world did
 //! not make lands `EBADF`, but for [`Op::Poll`]: that asks the kernel, and is served when this
 //! world has nothing else to do.
 //!
@@ -55,6 +56,7 @@ mod loan;
 mod memory;
 mod names;
 mod numbers;
+mod outside;
 mod pending;
 mod random;
 mod schedule;
