@@ -200,11 +200,15 @@ where
     name.parse().map_err(|error: T::Err| error.to_string())
 }
 
+/// A year.
+const MAX_SECONDS: f64 = 31_536_000.0;
+
 fn seconds(text: &str) -> Result<Duration, String> {
     text.parse::<f64>()
         .ok()
+        .filter(|seconds| *seconds <= MAX_SECONDS)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "a number of seconds, such as 2 or 0.5".to_owned())
+        .ok_or_else(|| "a number of seconds, such as 2 or 0.5, and at most a year".to_owned())
 }
 
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
@@ -227,6 +231,8 @@ mod tests {
     #[test]
     fn seconds_are_positive_numbers() {
         assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        assert!(seconds("-1").is_err() && seconds("soon").is_err() && seconds("inf").is_err());
+        for text in ["-1", "soon", "inf", "nan", "1e18"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
     }
 }

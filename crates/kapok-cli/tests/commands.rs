@@ -310,3 +310,35 @@ fn every_command_explains_itself_with_examples() {
         assert!(text(&help.stdout).contains(&format!("  kapok {command}")), "{command}");
     }
 }
+
+#[test]
+fn values_beyond_all_reason_are_wrong_uses_and_no_panics() {
+    for arguments in [
+        &["serve", "--addr", "127.0.0.1:0", "--protocol", "http", "--body", "18446744073709551615"]
+            [..],
+        &["serve", "--addr", "127.0.0.1:0", "--buffer", "18446744073709551615"],
+        &["serve", "--addr", "127.0.0.1:0", "--threads", "100000", "--model", "tokio"],
+        &["load", "127.0.0.1:9", "--rate", "1e13"],
+        &["load", "127.0.0.1:9", "--seconds", "1e18"],
+        &["compare", "--rounds", "18446744073709551615"],
+        &["compare", "--seconds", "1e18"],
+        &["compare", "--size", "0"],
+        &["compare", "--pipeline", "0"],
+        &["compare", "--churn", "0"],
+    ] {
+        let output = output(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn doctor_does_not_call_an_unknown_engine_fine() {
+    let output = kapok(&["doctor", "--json"]).env("KAPOK_ENGINE", "foo").output().unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = found["findings"].as_array().unwrap();
+    let engine = findings.iter().find(|finding| finding["name"] == "KAPOK_ENGINE").unwrap();
+    assert_eq!(engine["verdict"], "fail");
+    assert!(engine["found"].as_str().unwrap().contains("foo"));
+}

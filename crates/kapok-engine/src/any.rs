@@ -9,6 +9,7 @@ use crate::bell::Bell;
 use crate::engine::Engine;
 use crate::op::{Completions, Key, Op, Submitted, Wait};
 use crate::ready::Ready;
+use crate::salvage::Salvage;
 use crate::selector::{Busy, Mio, Poll, Select};
 use crate::sim::{self, Sim};
 #[cfg(target_os = "linux")]
@@ -185,6 +186,37 @@ impl AnyEngine {
                 AnyEngine::new(Kind::Epoll, config)
             }
         }
+    }
+
+    /// Puts a readiness engine in the place of a ring that can no longer be entered, that is, whose
+    /// [`turn`](Engine::turn) has failed: epoll, or poll where there is no descriptor for it.
+    ///
+    /// Bells of the ring ring for the new engine. The new engine has nothing in flight; what the old
+    /// one had is what this returns. The ring itself is leaked, descriptor and mappings: closing it
+    /// would have the kernel end what is pending at a time that nobody is told.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if this is no ring; what the system says if there is no readiness engine to be
+    /// had. The engine is what it was then.
+    pub fn replace_broken(&mut self) -> io::Result<Salvage> {
+        #[cfg(target_os = "linux")]
+        if let AnyEngine::Uring(ring) = self {
+            let fresh = match Ready::with_tower(ring.tower()) {
+                Ok(engine) => AnyEngine::Epoll(engine),
+                Err(error) => match Ready::with_tower(ring.tower()) {
+                    Ok(engine) => AnyEngine::Poll(engine),
+                    Err(_) => return Err(error),
+                },
+            };
+            if let AnyEngine::Uring(ring) = std::mem::replace(self, fresh) {
+                return Ok(ring.salvage());
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("nothing takes the place of the {} engine", self.kind()),
+        ))
     }
 
     /// Looks for edges that the selector has lost, serves what waits for them, and says how many

@@ -8,8 +8,9 @@ use crate::op::{Completions, Key, Op, Submitted, Wait};
 
 /// Carries out operations and says when they have landed.
 ///
-/// An engine belongs to the thread that made it; only its [`Bell`] leaves that thread. It never
-/// calls back: what lands is returned by [`turn`](Engine::turn).
+/// An engine belongs to the thread that made it; only its [`Bell`] leaves that thread. In the child
+/// of a fork(2) it is neither used nor dropped: what it stands on is its parent's. It never calls
+/// back: what lands is returned by [`turn`](Engine::turn).
 ///
 /// # What every engine promises
 ///
@@ -51,7 +52,9 @@ pub trait Engine {
     /// # Errors
     ///
     /// Only if the engine is broken for good, as when a seccomp filter installed in mid-run denies
-    /// its system calls. Failures of operations land with the operation.
+    /// its system calls. What has landed by then is in `out` all the same; what a broken ring holds
+    /// never lands, see [`AnyEngine::replace_broken`](crate::AnyEngine::replace_broken). Failures of
+    /// operations land with the operation.
     fn turn(&mut self, wait: Wait, out: &mut Completions) -> io::Result<()>;
 
     /// The bell that ends a turn early.

@@ -11,7 +11,9 @@ mod bell;
 mod engine;
 pub mod offload;
 mod op;
+mod primitives;
 mod ready;
+mod salvage;
 pub mod selector;
 pub mod sim;
 pub mod sys;
@@ -21,8 +23,12 @@ pub mod uring;
 
 pub use any::{AnyEngine, Config, Kind, UnknownKind};
 pub use bell::Bell;
+#[cfg(loom)]
+#[doc(hidden)]
+pub use bell::Sleeper;
 pub use engine::Engine;
 pub use op::{
     Completion, Completions, Key, MAX_TRANSFER, Op, RawMetadata, Readiness, Submitted, Wait,
 };
 pub use ready::Ready;
+pub use salvage::{Held, Salvage};

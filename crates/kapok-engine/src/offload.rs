@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -24,18 +24,15 @@ pub const DEFAULT_MAX_THREADS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 
 static MAX_THREADS: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_THREADS);
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
 
-struct Job {
-    number: u64,
-    run: Box<dyn FnOnce() + Send>,
-}
+type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct State {
+    /// Not empty only if there are threads.
     line: VecDeque<Job>,
-    /// Jobs ever put in line.
-    numbered: u64,
     threads: usize,
     /// Threads that wait for a job, woken but not yet running ones included.
     idle: usize,
@@ -54,36 +51,17 @@ struct Pool {
 ///
 /// # Errors
 ///
-/// If the pool has no thread and none can be made (`EAGAIN` from clone(2)); `job` is then dropped
-/// without having run.
+/// `OutOfMemory` if the pool has no thread and none can be made (`EAGAIN` from clone(2): RLIMIT_NPROC,
+/// a cgroup's `pids.max`, or no memory); `job` is then dropped without having run. As long as there is
+/// a thread, a refused one only means that jobs wait in line for longer.
 pub fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let pool = pool();
-    let mut state = pool.lock();
-    let number = state.numbered;
-    state.numbered += 1;
-    state.line.push_back(Job { number, run: Box::new(job) });
-    if state.line.len() <= state.idle {
-        drop(state);
-        pool.work.notify_one();
-        return Ok(());
-    }
-    if state.threads >= max_threads() {
-        return Ok(());
-    }
-    state.threads += 1;
-    drop(state);
-    let Err(error) = start_thread(pool) else { return Ok(()) };
-    let mut state = pool.lock();
-    state.threads -= 1;
-    if state.threads > 0 {
-        return Ok(());
-    }
-    // Nobody is left to run it. (If somebody took it meanwhile, it has been run.)
-    let Some(at) = state.line.iter().position(|job| job.number == number) else { return Ok(()) };
-    let orphan = state.line.remove(at);
-    drop(state);
-    drop(orphan);
-    Err(error)
+    pool.put(Box::new(job), || start_thread(pool))
+}
+
+/// How often a thread was refused to the pool, in this process and those it was forked from.
+pub fn refused() -> u64 {
+    REFUSED.load(Ordering::Relaxed)
 }
 
 /// The most threads that the pool grows to.
@@ -136,12 +114,42 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts `job` in line, and calls `start` if that takes another thread.
+    ///
+    /// The lock is held meanwhile: `threads` counts only those there are, so nobody leaves a job to
+    /// a thread that somebody else then fails to start.
+    fn put(&self, job: Job, start: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.line.len() >= state.idle && state.threads < max_threads() {
+            match start() {
+                Ok(()) => state.threads += 1,
+                Err(error) => {
+                    REFUSED.fetch_add(1, Ordering::Relaxed);
+                    if state.threads == 0 {
+                        return Err(io::Error::new(
+                            io::ErrorKind::OutOfMemory,
+                            format!(
+                                "no offload thread can be started: {error} (`ulimit -u` and \
+                                 pids.max limit them)"
+                            ),
+                        ));
+                    }
+                    // Those there are get to it.
+                }
+            }
+        }
+        state.line.push_back(job);
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
     fn work(&self) {
         let mut state = self.lock();
         loop {
             if let Some(job) = state.line.pop_front() {
                 drop(state);
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(job.run)) {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
                     // What was thrown may throw again when it is dropped.
                     let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
                 }
@@ -219,6 +227,32 @@ mod tests {
         let mut done: Vec<i32> = receive.iter().collect();
         done.sort_unstable();
         assert_eq!(done, [1, 3, 5, 7]);
+    }
+
+    #[test]
+    fn a_job_is_refused_or_run_when_threads_cannot_be_started() {
+        let pool: &'static Pool = Box::leak(Box::new(Pool {
+            process: std::process::id(),
+            state: Mutex::default(),
+            work: Condvar::new(),
+        }));
+        let (starting, is_starting) = mpsc::channel();
+        let refuse = move || {
+            starting.send(()).unwrap();
+            // Long enough for the other to come in between, if it can.
+            thread::sleep(Duration::from_millis(100));
+            Err(io::Error::from_raw_os_error(libc::EAGAIN))
+        };
+        let first = thread::spawn({
+            let refuse = refuse.clone();
+            move || pool.put(Box::new(|| {}), refuse)
+        });
+        is_starting.recv_timeout(LONG).unwrap();
+        let second = pool.put(Box::new(|| {}), refuse);
+        let taken = [first.join().unwrap(), second].iter().filter(|put| put.is_ok()).count();
+        assert_eq!(taken, 0, "jobs were taken that no thread will run");
+        assert!(pool.lock().line.is_empty());
+        assert_eq!(pool.lock().threads, 0);
     }
 
     #[test]

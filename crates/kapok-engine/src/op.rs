@@ -92,7 +92,8 @@ impl Readiness {
     pub const ERROR: Readiness = Readiness(libc::POLLERR);
     /// Both directions are closed. Reported whether asked for or not.
     pub const HANG_UP: Readiness = Readiness(libc::POLLHUP);
-    /// The peer closed its sending half.
+    /// The peer closed its sending half. io_uring reports it, and ends the wait for it, whether
+    /// asked for or not; readiness engines only if asked.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub const READ_CLOSED: Readiness = Readiness(libc::POLLRDHUP);
     /// The peer closed its sending half. (Not told apart from `READABLE` on this platform.)

@@ -68,6 +68,11 @@ impl Timers {
         Some(first.key)
     }
 
+    /// Takes all of them out, in no order.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (Key, Instant)> {
+        std::mem::take(self).heap.into_iter().map(|entry| (entry.key, entry.deadline))
+    }
+
     fn remove_at(&mut self, at: usize) {
         let removed = self.heap.swap_remove(at);
         self.position[removed.key.index() as usize] = ABSENT;

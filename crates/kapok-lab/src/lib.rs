@@ -12,5 +12,7 @@ mod serve;
 mod stop;
 pub mod workload;
 
-pub use serve::{AcceptMode, Model, Protocol, Refusals, ServeConfig, Served, UnknownName, serve};
+pub use serve::{
+    AcceptMode, Model, Protocol, Refusals, ServeConfig, Served, UnknownName, serve, serve_on_fibers,
+};
 pub use stop::Stop;

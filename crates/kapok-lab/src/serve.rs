@@ -252,6 +252,40 @@ impl Default for ServeConfig {
     }
 }
 
+/// The most workers: more than any machine has cores.
+const MAX_THREADS: usize = 1024;
+
+/// The most bytes of a reply's body or of a buffer: 1 GiB.
+pub(crate) const MAX_BYTES: usize = 1 << 30;
+
+impl ServeConfig {
+    fn check(&self) -> io::Result<()> {
+        let refuse = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        if self.threads == 0 {
+            return refuse("threads must be at least 1");
+        }
+        if self.buffer_bytes == 0 {
+            return refuse("buffer_bytes must be at least 1");
+        }
+        if self.max_head_bytes < 64 {
+            return refuse("max_head_bytes must be at least 64");
+        }
+        if self.threads > MAX_THREADS {
+            return refuse(&format!("{} threads: at most {MAX_THREADS}", self.threads));
+        }
+        for (what, bytes) in [
+            ("body_bytes", self.body_bytes),
+            ("buffer_bytes", self.buffer_bytes),
+            ("max_head_bytes", self.max_head_bytes),
+        ] {
+            if bytes > MAX_BYTES {
+                return refuse(&format!("{what} of {bytes} bytes: at most {MAX_BYTES}"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Limits that were met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals {
@@ -293,15 +327,26 @@ pub fn serve(
     stop: &Stop,
     ready: impl FnOnce(SocketAddr),
 ) -> io::Result<Served> {
-    let refuse = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    if config.threads == 0 {
-        return refuse("threads must be at least 1");
-    }
-    if config.buffer_bytes == 0 {
-        return refuse("buffer_bytes must be at least 1");
-    }
-    if config.max_head_bytes < 64 {
-        return refuse("max_head_bytes must be at least 64");
-    }
+    config.check()?;
     models::run(config, stop, ready)
+}
+
+/// Serves, on the fibers of the runtime in which it is called, until `stopped` returns; otherwise as
+/// [`serve()`]. The listener is the caller's, so that it may be on a simulated network. Of `config`
+/// the address, the model and the threads are left aside.
+///
+/// # Errors
+///
+/// As for [`serve()`], and the error of `stopped`.
+///
+/// # Panics
+///
+/// Outside a [`kapok::Runtime`].
+pub fn serve_on_fibers(
+    config: &ServeConfig,
+    listener: kapok::net::TcpListener,
+    stopped: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Served> {
+    config.check()?;
+    models::run_on_fibers(config, listener, stopped)
 }

@@ -162,6 +162,68 @@ fn replies_that_never_come_time_out() {
 }
 
 #[test]
+fn every_request_without_its_reply_is_counted() {
+    // The greeting is answered, and nothing after it.
+    let addr = server(|_, stream| {
+        let mut greeted = false;
+        answer(stream, |to, bytes| {
+            let answers = !std::mem::replace(&mut greeted, true);
+            !answers || to.write_all(bytes).is_ok()
+        });
+    });
+    let report = run(&LoadConfig {
+        connections: 1,
+        pipeline: 4,
+        warmup: Duration::ZERO,
+        duration: Duration::from_millis(500),
+        timeout: Duration::from_millis(300),
+        ..config(addr, Protocol::Echo)
+    });
+    assert!(report.errors.timeout >= 4, "{:?}", report.errors);
+    assert_eq!(report.errors.timeout % 4, 0, "{:?}", report.errors);
+}
+
+#[test]
+fn a_reply_that_trickles_in_is_late_all_the_same() {
+    let addr = server(|_, stream| {
+        let mut greeted = false;
+        answer(stream, |to, bytes| {
+            if !std::mem::replace(&mut greeted, true) {
+                return to.write_all(bytes).is_ok();
+            }
+            bytes.iter().all(|byte| {
+                thread::sleep(Duration::from_millis(50));
+                to.write_all(&[*byte]).is_ok()
+            })
+        });
+    });
+    let report = run(&LoadConfig {
+        connections: 1,
+        duration: Duration::from_millis(1000),
+        timeout: Duration::from_millis(300),
+        ..config(addr, Protocol::Echo)
+    });
+    assert!(report.errors.timeout >= 1, "{:?}", report.errors);
+}
+
+#[test]
+fn values_beyond_all_reason_are_refused_at_once() {
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+    let base = || LoadConfig { connections: 2_000, ..config(addr, Protocol::Echo) };
+    for wrong in [
+        LoadConfig { rate: Some(1e13), ..base() },
+        LoadConfig { rate: Some(1e-300), ..base() },
+        LoadConfig { rate: Some(f64::NAN), ..base() },
+        LoadConfig { threads: 2_000, ..base() },
+        LoadConfig { duration: Duration::MAX, ..base() },
+        LoadConfig { timeout: Duration::MAX, ..base() },
+    ] {
+        let error = load::run(&wrong, &mut |_| {}).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
+    }
+}
+
+#[test]
 fn a_stall_shows_at_a_fixed_rate_and_hides_in_a_closed_loop() {
     let stalls = Duration::from_millis(400);
     let stalling = || {

@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 type Line = Arc<[u8]>;
 
-fn main() -> io::Result<()> {
+pub(crate) fn main() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".into());
     kapok::Runtime::new()?.run(move || {
         let listener = TcpListener::bind(&address)?;
@@ -62,7 +62,7 @@ fn main() -> io::Result<()> {
     })
 }
 
-fn accept_all(listener: &TcpListener) {
+pub(crate) fn accept_all(listener: &TcpListener) {
     // One loop, one thread: its fibers may share by `Rc`.
     let room = Rc::new(Room::default());
     let places = Arc::new(Semaphore::new(CLIENTS));
@@ -95,6 +95,9 @@ fn serve(room: &Room, stream: &TcpStream) -> io::Result<()> {
     // Both fibers borrow the stream, and the scope ends when both have.
     kapok::scope(|scope| {
         let writer = scope.spawn_local(move || write_all(stream, lines));
+        // Not before there is a writer: this waits for the room, and the room may wait for a place
+        // in our queue.
+        room.say(&nick, format!("* {nick} joined\n").into_bytes().into());
         let heard = listen(room, &nick, &mut reader);
         // The queue goes with the member: the writer writes what is left, and ends.
         room.leave(&nick);
@@ -130,10 +133,7 @@ fn enter(
             }
         };
         match room.join(&nick) {
-            Some(lines) => {
-                room.say(&nick, format!("* {nick} joined\n").into_bytes().into());
-                return Ok((nick, lines));
-            }
+            Some(lines) => return Ok((nick, lines)),
             None => stream.write_all(b"* that one is taken: your nick?\n")?,
         }
     }
@@ -191,7 +191,8 @@ fn write_all(mut stream: &TcpStream, lines: Receiver<Line>) -> io::Result<()> {
 ///
 /// The lock is held while a line is passed on, although that may wait: so everybody hears the lines
 /// in the same order, and those who wait to speak hold one line each. It waits only for places in
-/// queues, which their writers make without the lock.
+/// queues, which their writers make without the lock: from its entry on a member has a writer before
+/// it waits for anything.
 #[derive(Default)]
 struct Room(Mutex<BTreeMap<String, Sender<Line>>>);
 

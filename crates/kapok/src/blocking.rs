@@ -10,6 +10,7 @@ use kapok_engine::offload;
 
 use crate::fiber;
 use crate::park;
+use crate::sim;
 
 struct Handoff<R> {
     result: Option<std::thread::Result<R>>,
@@ -41,7 +42,8 @@ struct Handoff<R> {
 /// # }
 /// ```
 pub fn blocking<R: Send>(f: impl FnOnce() -> R + Send) -> io::Result<R> {
-    if !fiber::on_fiber() || std::thread::panicking() {
+    // In a simulated world another thread would be a clock of its own.
+    if !fiber::on_fiber() || std::thread::panicking() || sim::with_world(|_| ()).is_some() {
         return Ok(f());
     }
     let handoff = Arc::new(Mutex::new(Handoff { result: None, waker: None }));

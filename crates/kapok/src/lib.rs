@@ -45,11 +45,13 @@ pub mod fs;
 pub mod net;
 mod op;
 mod park;
+mod primitives;
 mod runtime;
 #[doc(hidden)]
 pub mod select;
 pub mod server;
 pub mod signal;
+pub mod sim;
 mod stack;
 pub mod sync;
 pub mod time;
@@ -57,12 +59,12 @@ pub mod time;
 pub use blocking::blocking;
 pub use fiber::{
     Builder, Canceled, FiberLocal, Interrupted, JoinError, JoinHandle, Scope, ScopedJoinHandle,
-    check_interrupted, current_id, current_name, deadline, on_fiber, scope, shield, spawn,
-    spawn_local, timeout, yield_now,
+    check_interrupted, current_id, current_name, deadline, interrupted_async, on_fiber, scope,
+    shield, spawn, spawn_local, timeout, yield_now,
 };
 pub use kapok_engine::{Config as EngineConfig, Kind};
 pub use park::block_on;
-pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Runtime};
+pub use runtime::{Builder as RuntimeBuilder, ENGINE_VARIABLE, Incidents, Runtime, incidents};
 pub use server::{read, register, run, start, stop, write};
 pub use stack::{StackUsage, stack_usage};
 pub use time::sleep;

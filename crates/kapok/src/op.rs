@@ -20,6 +20,9 @@ use kapok_engine::{Key, Op, Readiness, sys};
 use crate::fiber::{Fiber, Waiting, interrupt_of};
 use crate::runtime::{Loop, Waiter};
 
+/// What a [`Pending`] with an heir ends with if a dead ring keeps its operation. No errno.
+pub(crate) const LOST: i32 = i32::MIN;
+
 /// How long a call that must not suspend, because its thread is unwinding, may block it.
 const UNWINDING_LIMIT: Duration = Duration::from_millis(100);
 
@@ -186,6 +189,10 @@ fn wanted_readiness(op: &Op) -> Option<(i32, Readiness)> {
 ///
 /// It runs on the loop of the fiber that polls it first. Dropped before it has landed, the
 /// operation is cancelled and its result, if there is one after all, goes to `heir`.
+///
+/// If the ring that has the operation dies, an operation without an heir, which lends nothing, is
+/// made again. With one the future ends with [`LOST`]: what the heir owns is lent for good, so it is
+/// never told, and leaked.
 pub(crate) struct Pending {
     op: Op,
     state: State,
@@ -227,45 +234,46 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<i32> {
         Loop::with_current(|current| {
             let lp = current.expect("this future belongs to kapok: poll it on a fiber");
-            match self.state {
-                State::New => {
-                    let waiter = Waiter::Task(Some(context.waker().clone()));
-                    // SAFETY: by who made the future: what is lent is the heir's, which is kept
-                    // here, or in the slot, until the operation has landed.
-                    match unsafe { lp.submit(waiter, self.op) } {
-                        Err(res) => {
-                            self.state = State::Over;
-                            Poll::Ready(res)
-                        }
-                        Ok(key) => {
-                            self.state = State::Submitted(key, lp.id());
-                            Poll::Pending
-                        }
+            if let State::Submitted(key, home) = self.state {
+                assert!(lp.id() == home, "a future was polled on another loop than it began on");
+                let replaced = lp.with_waiter(key, |waiter| match waiter {
+                    Some(Waiter::Landed(res)) => Err(*res),
+                    Some(Waiter::Lost) => Err(LOST),
+                    Some(Waiter::Task(waker)) => Ok(match waker {
+                        Some(old) if old.will_wake(context.waker()) => None,
+                        _ => waker.replace(context.waker().clone()),
+                    }),
+                    _ => unreachable!("the slot of {key:?} is someone else's"),
+                });
+                let res = match replaced {
+                    Err(res) => res,
+                    Ok(_old_waker) => return Poll::Pending,
+                };
+                let _landed = lp.free(key);
+                if res != LOST || self.heir.is_some() {
+                    self.state = State::Over;
+                    if res == LOST {
+                        std::mem::forget(self.heir.take());
                     }
+                    return Poll::Ready(res);
                 }
-                State::Submitted(key, home) => {
-                    assert!(
-                        lp.id() == home,
-                        "a future was polled on another loop than it began on"
-                    );
-                    let replaced = lp.with_waiter(key, |waiter| match waiter {
-                        Some(Waiter::Landed(res)) => Err(*res),
-                        Some(Waiter::Task(waker)) => Ok(match waker {
-                            Some(old) if old.will_wake(context.waker()) => None,
-                            _ => waker.replace(context.waker().clone()),
-                        }),
-                        _ => unreachable!("the slot of {key:?} is someone else's"),
-                    });
-                    match replaced {
-                        Err(res) => {
-                            let _landed = lp.free(key);
-                            self.state = State::Over;
-                            Poll::Ready(res)
-                        }
-                        Ok(_old_waker) => Poll::Pending,
-                    }
+                self.state = State::New;
+            }
+            if let State::Over = self.state {
+                panic!("a future was polled after it had ended");
+            }
+            let waiter = Waiter::Task(Some(context.waker().clone()));
+            // SAFETY: by who made the future: what is lent is the heir's, which is kept here, or in
+            // the slot, until the operation has landed.
+            match unsafe { lp.submit(waiter, self.op) } {
+                Err(res) => {
+                    self.state = State::Over;
+                    Poll::Ready(res)
                 }
-                State::Over => panic!("a future was polled after it had ended"),
+                Ok(key) => {
+                    self.state = State::Submitted(key, lp.id());
+                    Poll::Pending
+                }
             }
         })
     }

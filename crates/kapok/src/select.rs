@@ -28,8 +28,8 @@ use std::task::{Context, Poll, Waker};
 ///
 /// # Cancellation
 ///
-/// The wait is not interrupted by cancelling the fiber or by its deadline; make one of the arms wait
-/// for what should end it.
+/// Cancelling the fiber, or its deadline, ends the wait only if an arm waits for that:
+/// [`interrupted_async`](crate::interrupted_async).
 ///
 /// ```
 /// use kapok::sync::channel;

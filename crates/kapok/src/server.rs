@@ -31,10 +31,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
+use kapok_engine::{Op, Readiness};
+
 use crate::fiber::{self, Canceled, Fiber};
 use crate::net::{DescriptorLimit, TcpListener, TcpStream};
 use crate::park;
 use crate::runtime::{Loop, Runtime};
+use crate::sim;
 use crate::time;
 
 /// How long accepting pauses when there are no descriptors left: at first, and at most.
@@ -380,6 +383,27 @@ fn sweep_for_ever(shared: &Shared, interval: Duration) {
     }
 }
 
+/// Which of these descriptors have an error pending.
+fn broken(fds: &[RawFd]) -> Vec<bool> {
+    let simulated = sim::with_world(|world| {
+        let mut broken = |&fd: &RawFd| {
+            let op = Op::Poll { fd, events: Readiness::ERROR };
+            // SAFETY: a poll names no memory.
+            let seen = unsafe { world.perform(&op) };
+            seen > 0 && Readiness(seen as i16).intersects(Readiness::ERROR)
+        };
+        fds.iter().map(&mut broken).collect()
+    });
+    simulated.unwrap_or_else(|| {
+        // Nothing is asked for: errors are reported anyway.
+        let mut asked: Vec<libc::pollfd> =
+            fds.iter().map(|&fd| libc::pollfd { fd, events: 0, revents: 0 }).collect();
+        // SAFETY: the array is as long as it says; a wait of zero does not block.
+        unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, 0) };
+        asked.iter().map(|seen| seen.revents & libc::POLLERR != 0).collect()
+    })
+}
+
 fn sweep(shared: &Shared) {
     count(&shared.tally.sweeps);
     let mut from = 0;
@@ -388,21 +412,12 @@ fn sweep(shared: &Shared) {
             let connections = shared.connections();
             // While the list is held nothing on it is closed, so the numbers mean what they say.
             let chunk = connections.list.iter().skip(from).take(SWEEP_CHUNK);
-            let mut fibers = Vec::new();
-            let mut asked: Vec<libc::pollfd> = chunk
-                .flatten()
-                .map(|(fd, fiber)| {
-                    fibers.push(fiber);
-                    // Nothing is asked for: errors are reported anyway.
-                    libc::pollfd { fd: *fd, events: 0, revents: 0 }
-                })
-                .collect();
-            // SAFETY: the array is as long as it says; a wait of zero does not block.
-            unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, 0) };
-            let gone: Vec<Arc<Fiber>> = asked
-                .iter()
+            let (fds, fibers): (Vec<RawFd>, Vec<&Arc<Fiber>>) =
+                chunk.flatten().map(|(fd, fiber)| (*fd, fiber)).unzip();
+            let gone: Vec<Arc<Fiber>> = broken(&fds)
+                .into_iter()
                 .zip(fibers)
-                .filter(|(seen, _)| seen.revents & libc::POLLERR != 0)
+                .filter(|(broken, _)| *broken)
                 .map(|(_, fiber)| Arc::clone(fiber))
                 .collect();
             (gone, (from + SWEEP_CHUNK < connections.list.len()).then_some(from + SWEEP_CHUNK))

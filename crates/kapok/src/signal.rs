@@ -14,7 +14,8 @@ use crate::net::UnixStream;
 /// Signals that were asked for, in the order in which they came.
 ///
 /// While it exists its signals do not have their default effect. Several may ask for the same
-/// signal, and each gets it. Signals of one number that come in quick succession may be told once,
+/// signal, and each gets it. The child of a fork that has not called exec(3) ignores them. Signals
+/// of one number that come in quick succession may be told once,
 /// as everywhere on Unix.
 ///
 /// ```no_run
@@ -62,7 +63,12 @@ impl Signals {
             }
             let fd = this._writer.as_raw_fd();
             let number = signal as u8;
+            let process = std::process::id();
             let action = move || {
+                // A child that was forked shares the pipe. Its signals are not its parent's.
+                if std::process::id() != process {
+                    return;
+                }
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 // SAFETY: send is async-signal-safe, reads one byte of a local, and the descriptor
                 // outlives the registration. A full pipe has enough to tell.

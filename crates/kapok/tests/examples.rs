@@ -301,6 +301,25 @@ fn chat_tells_who_comes_who_goes_and_what_is_said() {
     assert_eq!(next_line(&mut ann), "");
 }
 
+#[test]
+fn chat_lets_a_crowd_in_that_comes_all_at_once() {
+    // More than the queue of one who has just entered can hold of news about the others.
+    const CROWD: usize = 150;
+    let server = Server::start("chat");
+    // Whoever was there first hears what all of them say.
+    let mut first = join(&server, "first");
+    first.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| server.connect()).collect();
+    for (number, stream) in crowd.iter_mut().enumerate() {
+        stream.write_all(format!("n{number}\nhere\n").as_bytes()).unwrap();
+    }
+    let mut heard = 0;
+    while heard < CROWD {
+        heard += usize::from(next_line(&mut first).ends_with(": here\n"));
+    }
+    server.stop(libc::SIGTERM);
+}
+
 /// The most memory that the process has ever used, in bytes.
 #[cfg(target_os = "linux")]
 fn peak_memory(server: &Server) -> usize {

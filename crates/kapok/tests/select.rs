@@ -173,3 +173,48 @@ fn selects_nest() {
     };
     assert_eq!(value, 5);
 }
+
+#[test]
+fn an_arm_hears_of_cancellation_and_deadlines() {
+    use kapok::{Interrupted, interrupted_async};
+
+    fn wait() -> Interrupted {
+        select! {
+            () = pending() => unreachable!("it is never ready"),
+            interrupted = interrupted_async() => interrupted,
+        }
+    }
+
+    kapok::Runtime::new().unwrap().run(|| {
+        let waiting = kapok::spawn(wait);
+        kapok::sleep(Duration::from_millis(2)).unwrap();
+        assert!(!waiting.is_finished());
+        waiting.cancel();
+        assert_eq!(waiting.join().unwrap(), Interrupted::Canceled);
+
+        let short = Duration::from_millis(2);
+        assert_eq!(kapok::timeout(short, wait), Interrupted::DeadlineElapsed);
+        // Cancelled from the start, and beneath a shield.
+        let shielded =
+            kapok::spawn(move || (wait(), kapok::shield(|| kapok::timeout(short, wait))));
+        shielded.cancel();
+        let expected = (Interrupted::Canceled, Interrupted::DeadlineElapsed);
+        assert_eq!(shielded.join().unwrap(), expected);
+    });
+}
+
+#[test]
+fn cancellation_alone_ends_no_wait() {
+    kapok::Runtime::new().unwrap().run(|| {
+        let (sender, receiver) = channel::bounded::<u32>(1);
+        let waiting = kapok::spawn(move || {
+            select! { value = receiver.recv_async() => value.unwrap(), () = pending() => 0 }
+        });
+        kapok::sleep(Duration::from_millis(2)).unwrap();
+        waiting.cancel();
+        kapok::sleep(Duration::from_millis(2)).unwrap();
+        assert!(!waiting.is_finished());
+        sender.send(9).unwrap();
+        assert_eq!(waiting.join().unwrap(), 9);
+    });
+}

@@ -45,7 +45,7 @@ pub(crate) fn run(options: &DoctorOptions) -> io::Result<ExitCode> {
     let readiness = selectors(&mut findings);
     let usable = ring || readiness;
     if let Ok(forced) = std::env::var("KAPOK_ENGINE") {
-        findings.push(Finding::ok("KAPOK_ENGINE", format!("forces {forced}")));
+        findings.push(forced_engine(&forced));
     }
     findings.push(guards());
     findings.extend(limits());
@@ -80,6 +80,20 @@ pub(crate) fn run(options: &DoctorOptions) -> io::Result<ExitCode> {
     Ok(ExitCode::from(if usable { 0 } else { 1 }))
 }
 
+/// What `KAPOK_ENGINE` makes of it all.
+fn forced_engine(name: &str) -> Finding {
+    match name.parse::<kapok_engine::Kind>() {
+        _ if name == "auto" => Finding::ok("KAPOK_ENGINE", "auto: the best engine there is"),
+        Ok(kind) => Finding::ok("KAPOK_ENGINE", format!("forces {kind}")),
+        Err(error) => Finding {
+            name: "KAPOK_ENGINE",
+            verdict: Verdict::Fail,
+            found: format!("{error}: no runtime starts"),
+            cure: Some("unset KAPOK_ENGINE, or give it one of these names".into()),
+        },
+    }
+}
+
 fn print(out: &mut impl Write, findings: &[Finding]) -> io::Result<()> {
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     for finding in findings {
@@ -91,7 +105,10 @@ fn print(out: &mut impl Write, findings: &[Finding]) -> io::Result<()> {
         let word = if colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() };
         writeln!(out, "{word}  {:<22} {}", finding.name, finding.found)?;
         if let Some(cure) = &finding.cure {
-            writeln!(out, "      {:<22} cure: {cure}", "")?;
+            for (number, line) in cure.lines().enumerate() {
+                let label = if number == 0 { "cure:" } else { "" };
+                writeln!(out, "      {:<22} {label:<5} {line}", "")?;
+            }
         }
     }
     Ok(())

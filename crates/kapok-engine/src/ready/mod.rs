@@ -98,7 +98,11 @@ impl<S: Selector> Ready<S> {
     /// If the system refuses the descriptors that the selector and the bell need (`EMFILE`,
     /// `ENFILE`), or if select(2) cannot hold the bell's.
     pub fn new() -> io::Result<Ready<S>> {
-        let tower = BellTower::new()?;
+        Ready::with_tower(BellTower::new()?)
+    }
+
+    /// An engine for the calling thread under a tower that has its bells out already.
+    pub(crate) fn with_tower(tower: BellTower) -> io::Result<Ready<S>> {
         let mut selector = S::new()?;
         if S::SLEEPS {
             selector.watch(tower.fd(), Readiness::READABLE, false)?;
@@ -192,6 +196,8 @@ impl<S: Selector> Ready<S> {
                     (Some(libc::EPERM), Op::Read { .. } | Op::Write { .. }) => {
                         self.offload(key, op, Carry::Blocking)
                     }
+                    // What a `MSG_WAITALL` has received so far is out of the socket.
+                    (_, Op::Recv { .. }) if progress > 0 => Submitted::Done(progress),
                     (errno, _) => Submitted::Done(-errno.unwrap_or(libc::EIO)),
                 };
             }

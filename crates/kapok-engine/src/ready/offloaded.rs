@@ -111,7 +111,8 @@ impl Inbox {
         };
         match offload::spawn(job) {
             Ok(()) => Ok(ticket),
-            Err(error) => Err(-error.raw_os_error().unwrap_or(libc::EAGAIN)),
+            // Not `EAGAIN`, which clone(2) says: that would read as a wait that was refused.
+            Err(_) => Err(-libc::ENOMEM),
         }
     }
 

@@ -7,6 +7,7 @@
 //! be in a socket a moment before its edge is. A suspect that the next sweep finds again, with the
 //! same operation parked and turns in between, has lost its edge.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -21,8 +22,8 @@ use crate::sys::{descriptors, errno};
 impl<S: Selector> Ready<S> {
     /// Looks for lost edges, delivers what they would have, and answers how many there were: edges
     /// that this sweep and the one before found missing. What it delivers lands in the next turn.
-    /// Turn the engine between two sweeps, or what is merely on its way counts as lost. Operations parked on numbers that were closed or retired
-    /// land with `-EBADF`, and count as nothing.
+    /// Turn the engine between two sweeps, or what is merely on its way counts as lost. Operations
+    /// parked on numbers that were closed or retired land with `-EBADF`, and count as nothing.
     ///
     /// Costs one poll(2) over everything that is parked; meant for tests, for diagnosis and for a
     /// loop that has been idle for long. Always 0 on selectors of levels, which lose nothing.
@@ -57,16 +58,25 @@ impl<S: Selector> Ready<S> {
             return Ok(0);
         }
         let mut reported = Vec::new();
-        self.selector.wait(Some(Duration::ZERO), &mut reported)?;
-        for event in reported {
-            #[cfg(test)]
-            if self.swallow == Some(event.fd) {
-                self.swallow = None;
-                continue;
+        let mut announced = HashSet::new();
+        // One wait reports so many and no more. Each edge is reported once, and there are no more
+        // of them than suspects, unless new ones keep coming.
+        for _ in 0..suspects.len() {
+            self.selector.wait(Some(Duration::ZERO), &mut reported)?;
+            if reported.is_empty() {
+                break;
             }
-            suspects.retain(|&(fd, _)| fd != event.fd);
-            self.take_in(event);
+            for event in reported.drain(..) {
+                #[cfg(test)]
+                if self.swallow == Some(event.fd) {
+                    self.swallow = None;
+                    continue;
+                }
+                announced.insert(event.fd);
+                self.take_in(event);
+            }
         }
+        suspects.retain(|&(fd, _)| !announced.contains(&fd));
         let mut lost = 0;
         for &(fd, seen) in &suspects {
             let Some(key) = self.kept_waiting(fd, seen) else { continue };

@@ -16,11 +16,13 @@
 //! An operation that is pending keeps its descriptor's open file description alive: closing the
 //! descriptor elsewhere neither wakes nor ends it. [`Op::Close`] cancels what is pending on it first.
 
+mod decode;
 mod encode;
 mod probe;
 mod ring;
+mod salvage;
 
-pub use probe::{Feature, probe};
+pub use probe::{Denied, Feature, probe};
 
 use std::collections::VecDeque;
 use std::io;
@@ -51,6 +53,8 @@ const fn refuses_to_wait(flags: i32) -> bool {
 struct Pending {
     generation: u32,
     fd: RawFd,
+    /// `IORING_OP_*`: what is said of it if the ring dies.
+    opcode: u8,
 }
 
 const NO_DESCRIPTOR: RawFd = RawFd::MIN;
@@ -78,7 +82,7 @@ impl Uring {
     ///
     /// # Errors
     ///
-    /// What io_uring_setup(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl or seccomp),
+    /// What io_uring_setup(2) or io_uring_enter(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl or seccomp),
     /// `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK on old kernels), `EMFILE`; and
     /// `Unsupported` for kernels before 5.19.
     pub fn new(submissions: u32, completions: u32) -> io::Result<Uring> {
@@ -150,15 +154,16 @@ impl Uring {
         self.backlog.len() < before
     }
 
-    /// Remembers the number that `key` works on.
+    /// Remembers the number that `key` works on, and what it is.
     #[inline]
-    fn note(&mut self, key: Key, fd: RawFd) {
+    fn note(&mut self, key: Key, sqe: &Sqe) {
         let index = key.index() as usize;
         if index >= self.pending.len() {
-            let none = Pending { generation: 0, fd: NO_DESCRIPTOR };
+            let none = Pending { generation: 0, fd: NO_DESCRIPTOR, opcode: 0 };
             self.pending.resize((index + 1).next_power_of_two(), none);
         }
-        self.pending[index] = Pending { generation: key.generation(), fd };
+        self.pending[index] =
+            Pending { generation: key.generation(), fd: sqe.fd, opcode: sqe.opcode };
     }
 
     fn take_landed(&mut self, out: &mut Completions) {
@@ -282,7 +287,7 @@ impl Engine for Uring {
             sqe.ioprio |= linux_raw_sys::io_uring::IORING_RECVSEND_POLL_FIRST as u16;
         }
         self.in_kernel += 1;
-        self.note(key, sqe.fd);
+        self.note(key, &sqe);
         // SAFETY: by the caller.
         unsafe { self.push(sqe) };
         Submitted::Pending

@@ -35,14 +35,38 @@ pub struct Feature {
     pub works: io::Result<()>,
 }
 
+/// Which system call it is that denies a ring, and with what.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Denied {
+    /// There is no ring: io_uring_setup(2) said so, or the kernel is too old.
+    Setup(io::Error),
+    /// A ring can be set up but not entered by io_uring_enter(2), as under a seccomp filter that
+    /// forgets the one or the other.
+    Enter(io::Error),
+}
+
+impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Denied::Setup(error) => write!(f, "io_uring_setup: {error}"),
+            Denied::Enter(error) => write!(f, "io_uring_enter: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Denied {}
+
 /// Tries every feature with a real operation, on rings and loopback sockets of its own.
 ///
 /// # Errors
 ///
-/// What io_uring_setup(2) says if there is not even a plain ring: see [`Uring::new`](super::Uring).
-pub fn probe() -> io::Result<Vec<Feature>> {
+/// If there is not even a plain ring that can be entered: see [`Uring::new`](super::Uring).
+pub fn probe() -> Result<Vec<Feature>, Denied> {
     let ring = || Ring::new(8, 32);
-    drop(ring()?);
+    let mut plain = ring().map_err(Denied::Setup)?;
+    plain.enter(false, None).map_err(Denied::Enter)?;
+    drop(plain);
     let feature = |name, use_for, since, works| Feature { name, use_for, since, works };
     Ok(vec![
         feature(
@@ -291,7 +315,7 @@ mod tests {
         let features = match probe() {
             Ok(features) => features,
             Err(error) => {
-                eprintln!("SKIPPED: no io_uring here: {error}");
+                eprintln!("SKIPPED: no io_uring here: {error:?}");
                 return;
             }
         };

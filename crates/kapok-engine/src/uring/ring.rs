@@ -339,6 +339,24 @@ impl Ring {
         false
     }
 
+    /// Takes out every entry that the kernel has not consumed, oldest first.
+    pub(super) fn take_unsubmitted(&mut self) -> Vec<Sqe> {
+        let count = self.unsubmitted();
+        let first = self.sq_local_tail.wrapping_sub(count);
+        let entries = (0..count)
+            .map(|at| {
+                let index = (first.wrapping_add(at) & self.sq_mask) as usize;
+                // SAFETY: the mask keeps the index inside the mapping. The kernel reads entries only
+                // while this thread is inside `enter`, so what it has not consumed is ours.
+                unsafe { self.sqes.add(index).read() }
+            })
+            .collect();
+        self.sq_local_tail = first;
+        // SAFETY: points into a mapping that lives as long as `self`.
+        unsafe { self.sq_tail.as_ref() }.store(first, Ordering::Release);
+        entries
+    }
+
     /// Whether completions wait in the kernel for an enter that asks for them: deferred task work,
     /// or completions that did not fit.
     #[inline]

@@ -34,12 +34,18 @@ macro_rules! conformance {
 
 mod accept_connect;
 mod bell;
+#[cfg(target_os = "linux")]
+mod broken;
 mod cancel;
 mod closing;
 mod contract;
 mod datagram;
 mod driver;
 mod files;
+#[cfg(target_os = "linux")]
+#[path = "../../examples/deny_uring/filter.rs"]
+#[allow(dead_code, reason = "the example uses the rest")]
+mod filter;
 mod isolated;
 mod pipes;
 mod poll;

@@ -115,6 +115,10 @@ pub(super) fn allowed_cores() -> Vec<usize> {
 /// between fork and exec.
 #[cfg(target_os = "linux")]
 pub(super) fn pin(cores: &[usize]) -> io::Result<()> {
+    // Not known: let the scheduler decide.
+    if cores.is_empty() {
+        return Ok(());
+    }
     // SAFETY: a cpu_set_t is an array of integers, for which zero is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for &core in cores {

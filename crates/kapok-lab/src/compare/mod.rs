@@ -16,6 +16,7 @@ mod statistics;
 mod table;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,11 @@ pub use environment::Environment;
 pub use statistics::{Ratio, Spread};
 pub use table::{Measured, Row, Table, Untimed};
 
+use crate::load::LoadConfig;
+use crate::serve::MAX_BYTES;
 use crate::{Model, Protocol, Stop};
+
+const MAX_ROUNDS: usize = 100_000;
 
 /// What to compare, and how long.
 #[derive(Clone, Debug)]
@@ -74,15 +79,31 @@ impl CompareConfig {
     }
 
     fn check(&self) -> io::Result<()> {
+        if let Some(&connections) = self.connections.first() {
+            // What the load would refuse is refused before a server is started for it.
+            LoadConfig {
+                connections,
+                active: self.active,
+                size_bytes: self.size_bytes,
+                pipeline: self.pipeline,
+                churn: self.churn,
+                warmup: self.warmup,
+                duration: self.duration,
+                ..LoadConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), Protocol::Echo)
+            }
+            .check()?;
+        }
         let wrong = if self.models.is_empty() || self.protocols.is_empty() {
             "there is nothing to compare"
         } else if self.connections.is_empty() || self.connections.contains(&0) {
             "there must be at least one connection"
         } else if self.rounds == 0 || self.duration.is_zero() {
             "there must be at least one round, longer than nothing"
+        } else if self.rounds > MAX_ROUNDS {
+            "more than 100,000 rounds"
         } else if self.threads == 0 {
             "a server needs at least one thread"
-        } else if self.body_bytes > 1 << 30 {
+        } else if self.body_bytes > MAX_BYTES {
             "a body of more than 1 GiB"
         } else if self
             .active

@@ -72,7 +72,12 @@ fn student_t(degrees_of_freedom: usize) -> f64 {
         2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
         2.052, 2.048, 2.045, 2.042,
     ];
-    QUANTILES.get(degrees_of_freedom.wrapping_sub(1)).copied().unwrap_or(1.96)
+    QUANTILES.get(degrees_of_freedom.wrapping_sub(1)).copied().unwrap_or_else(|| {
+        // The first terms of its expansion about the normal quantile (Abramowitz and Stegun,
+        // 26.7.5): exact to three digits here.
+        let z = 1.959_964_f64;
+        z + (z.powi(3) + z) / (4.0 * degrees_of_freedom as f64)
+    })
 }
 
 #[cfg(test)]
@@ -108,6 +113,15 @@ mod tests {
         assert!((high.ln() - 0.048_434).abs() < 1e-5, "{high}");
         assert!(ratio.indistinguishable());
         assert!(!Ratio::of(&[0.5, 0.51, 0.49]).unwrap().indistinguishable());
+    }
+
+    #[test]
+    fn quantiles_go_on_beyond_the_table() {
+        for (degrees, quantile) in
+            [(30, 2.042), (31, 2.040), (40, 2.021), (60, 2.000), (120, 1.980)]
+        {
+            assert!((student_t(degrees) - quantile).abs() < 0.005, "{degrees}");
+        }
     }
 
     #[test]

@@ -150,10 +150,8 @@ impl Bench<'_> {
                 break;
             }
             let count = subjects.len();
-            for place in 0..count {
-                // A B C, B C A, C A B: nobody always follows the same neighbour's heat.
-                let subject = &mut subjects[(round + place) % count];
-                self.visit(subject, round, self.config.rounds);
+            for place in order(round, count) {
+                self.visit(&mut subjects[place], round, self.config.rounds);
             }
             // The first round also starts the servers and is no measure of the next.
             last_round = if round == 0 {
@@ -500,6 +498,22 @@ impl Subject {
     }
 }
 
+/// Who follows whom in a round. Each begins elsewhere and goes around in other strides (A B C D E,
+/// B D A C E, …), so that nobody always follows the same neighbour's heat.
+fn order(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    let coprime = |&stride: &usize| {
+        let (mut larger, mut smaller) = (count, stride);
+        while smaller > 0 {
+            (larger, smaller) = (smaller, larger % smaller);
+        }
+        larger == 1
+    };
+    // Only such a stride comes past everybody. One does always.
+    let strides: Vec<usize> = (1..count.max(2)).filter(coprime).collect();
+    let stride = strides[round % strides.len()];
+    (0..count).map(move |place| (round + place * stride) % count)
+}
+
 /// CPU per request relative to the baseline's, for the rounds that both were measured in.
 fn paired(measured: &[Measured], baseline: &[Measured]) -> Vec<f64> {
     measured
@@ -509,4 +523,37 @@ fn paired(measured: &[Measured], baseline: &[Measured]) -> Vec<f64> {
             Some(ours.cpu_us_per_request / theirs.cpu_us_per_request)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_round_visits_everybody_once() {
+        for count in 1..=20 {
+            for round in 0..40 {
+                let visited: HashSet<usize> = order(round, count).collect();
+                assert_eq!((order(round, count).count(), visited.len()), (count, count));
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_follows_the_same_neighbour_in_every_round() {
+        let count = Model::ALL.len();
+        for model in 0..count {
+            let before: Vec<Option<usize>> = (0..3)
+                .map(|round| {
+                    let order: Vec<usize> = order(round, count).collect();
+                    let at = order.iter().position(|&place| place == model)?;
+                    at.checked_sub(1).map(|at| order[at])
+                })
+                .collect();
+            let different: HashSet<_> = before.iter().collect();
+            assert_eq!(different.len(), 3, "{model} follows {before:?}");
+        }
+    }
 }

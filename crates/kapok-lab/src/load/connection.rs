@@ -36,7 +36,7 @@ pub(super) struct Connection<R> {
     pub(super) requests: u64,
     /// Replies verified.
     pub(super) replies: u64,
-    /// When something was last heard, or first awaited.
+    /// When a reply was last completed, or first awaited.
     pub(super) heard_ns: u64,
     /// Its place in the schedule of a fixed rate.
     pub(super) turns: Turns,

@@ -327,6 +327,8 @@ impl<'a, T: Traffic> Generator<'a, T> {
             let late =
                 connection.outstanding() > 0 && now.saturating_sub(connection.heard_ns) > timeout;
             if late {
+                // Each of them is a request without its reply; the fault counts one.
+                self.tally.errors.timeout += connection.outstanding() - 1;
                 self.fault(index, ErrorKind::Timeout, || "no reply in time".into());
             }
         }
@@ -445,7 +447,9 @@ impl<'a, T: Traffic> Generator<'a, T> {
                 Ok(replies) => replies,
                 Err(fault) => return self.fault(index, ErrorKind::Verify, || fault.0),
             };
-            connection.heard_ns = now;
+            if replies > 0 {
+                connection.heard_ns = now;
+            }
             if self.measuring {
                 self.tally.bytes_received += length as u64;
             }

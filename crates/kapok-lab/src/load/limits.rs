@@ -33,7 +33,7 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
 /// Fails with the cure when `connections` do not fit into the limit on descriptors.
 pub(super) fn fit_descriptors(connections: usize) -> io::Result<()> {
     let limit = raise_descriptor_limit()?;
-    let needed = connections as u64 + SPARE_DESCRIPTORS;
+    let needed = (connections as u64).saturating_add(SPARE_DESCRIPTORS);
     if needed > limit {
         return Err(io::Error::other(format!(
             "{connections} connections need {needed} descriptors and the hard limit is {limit}: \
@@ -62,8 +62,9 @@ impl Sources {
         let per_address = (ports * 9 / 10).max(1);
         let needed = connections.div_ceil(per_address).max(if churn { 8 } else { 1 });
         let addresses = match server.ip() {
-            // On loopback every address of 127/8 is ours.
-            IpAddr::V4(ip) if ip.is_loopback() && needed > 1 => (0..needed)
+            // On Linux every address of 127/8 is ours.
+            IpAddr::V4(ip) if cfg!(target_os = "linux") && ip.is_loopback() && needed > 1 => (0
+                ..needed)
                 .map(|index| {
                     let host = index as u32 + 2;
                     Some(IpAddr::V4(Ipv4Addr::from(0x7f00_0000 + (host / 250) * 256 + host % 250)))
@@ -105,6 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(target_os = "linux")]
     fn loopback_takes_several_sources_and_nothing_else_does() {
         let server: SocketAddr = "127.0.0.1:80".parse().unwrap();
         let mut sources = Sources::new(server, 200_000, false).unwrap();
@@ -121,7 +123,9 @@ mod tests {
 
     #[test]
     fn too_many_connections_name_the_limit_and_the_cure() {
-        let refusal = fit_descriptors(usize::MAX / 2).unwrap_err().to_string();
-        assert!(refusal.contains("ulimit -Hn"), "{refusal}");
+        for connections in [usize::MAX / 2, usize::MAX] {
+            let refusal = fit_descriptors(connections).unwrap_err().to_string();
+            assert!(refusal.contains("ulimit -Hn"), "{refusal}");
+        }
     }
 }

@@ -18,6 +18,8 @@
 //!   ([`Phase`]), so that a caller can read meters of the server over the same interval.
 
 mod connection;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod generator;
 mod limits;
 mod phases;
@@ -33,6 +35,17 @@ pub use limits::raise_descriptor_limit;
 pub use report::{Backlog, Errors, Latency, LoadReport};
 
 use crate::{Protocol, Stop};
+
+/// Requests per second. A clock that counts nanoseconds in 64 bits has no place for slower ones,
+/// and to find faster ones due would itself take longer than they are apart.
+const MIN_RATE: f64 = 0.001;
+const MAX_RATE: f64 = 10_000_000.0;
+
+/// Threads of the generator: a core's worth of load each.
+const MAX_THREADS: usize = 1024;
+
+/// A year.
+const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What to send, to whom, over how many connections, for how long.
 #[derive(Clone, Debug)]
@@ -93,7 +106,8 @@ impl LoadConfig {
         }
     }
 
-    fn check(&self) -> io::Result<()> {
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let times = [self.warmup, self.duration, self.timeout, self.patience];
         let active = self.active.unwrap_or(self.connections);
         let wrong = if self.connections == 0 {
             "there must be at least one connection".to_owned()
@@ -107,14 +121,20 @@ impl LoadConfig {
             )
         } else if self.pipeline == 0 || self.pipeline > 4096 {
             format!("{} requests outstanding per connection: from 1 to 4096", self.pipeline)
-        } else if self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
-            "the rate must be a positive number of requests per second".to_owned()
+        } else if let Some(rate) = self.rate.filter(|rate| !(MIN_RATE..=MAX_RATE).contains(rate)) {
+            format!("{rate} requests per second: from {MIN_RATE} to {MAX_RATE}")
         } else if self.churn == Some(0) {
             "a connection must carry at least one request before it is closed".to_owned()
-        } else if self.threads == 0 || self.threads > active {
-            format!("{} threads for {active} active connections: from 1 to one each", self.threads)
+        } else if self.threads == 0 || self.threads > active.min(MAX_THREADS) {
+            format!(
+                "{} threads for {active} active connections: from 1 to one each, at most \
+                 {MAX_THREADS}",
+                self.threads
+            )
         } else if self.duration.is_zero() {
             "the measured interval must be longer than nothing".to_owned()
+        } else if let Some(long) = times.iter().find(|&&time| time > MAX_TIME) {
+            format!("a time of {} s: at most {} s", long.as_secs_f64(), MAX_TIME.as_secs())
         } else {
             return Ok(());
         };

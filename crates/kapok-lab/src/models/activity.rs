@@ -1,21 +1,23 @@
 //! The connections that tasks or fibers serve, for the sweep and the stop: cheaper than a timer for
 //! each read.
 
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use socket2::SockRef;
-
 use super::pace::Pace;
 
+/// shutdown(2), as the sockets of a model want it.
+pub(super) type ShutDown = fn(BorrowedFd<'_>, Shutdown) -> io::Result<()>;
+
 /// The open connections.
-#[derive(Default)]
 pub(super) struct ActivityRoster {
     state: Mutex<State>,
     /// The number of the current sweep.
     now: AtomicU32,
+    shut_down: ShutDown,
 }
 
 #[derive(Default)]
@@ -38,6 +40,10 @@ pub(super) struct ActivityEntry {
 }
 
 impl ActivityRoster {
+    pub(super) fn new(shut_down: ShutDown) -> ActivityRoster {
+        ActivityRoster { state: Mutex::default(), now: AtomicU32::new(0), shut_down }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,7 +80,7 @@ impl ActivityRoster {
                 // before it closes the stream.
                 let fd = unsafe { BorrowedFd::borrow_raw(open.fd) };
                 // Fails if the peer has reset the connection: then the next read says so.
-                let _ = SockRef::from(&fd).shutdown(how);
+                let _ = (self.shut_down)(fd, how);
             }
         }
     }

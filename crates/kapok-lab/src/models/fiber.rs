@@ -17,7 +17,7 @@ use kapok::sync::channel::{self, Sender};
 use kapok::{Canceled, Kind, Runtime};
 
 use super::activity::{ActivityEntry, ActivityRoster};
-use super::listener::Listener;
+use super::listener::{Backoff, Listener};
 use super::pace::Pace;
 use super::{Server, on_threads};
 use crate::serve::{AcceptMode, Model};
@@ -49,24 +49,31 @@ pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Resul
             None => builder,
         };
         let server = Arc::clone(server);
-        builder.build()?.run(move || supervise(&server, listener))
+        builder.build()?.run(move || {
+            let listener = TcpListener::try_from(listener.into_socket())?;
+            supervise(&server, listener, || wait_readable(server.stop.as_fd()))
+        })
     })
 }
 
-/// Starts what serves, waits for the stop, and then for the connections.
-fn supervise(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
-    let roster = Arc::new(ActivityRoster::default());
+/// Starts what serves, waits until `stopped` returns, and then for the connections.
+pub(super) fn supervise(
+    server: &Arc<Server>,
+    listener: TcpListener,
+    stopped: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let roster = Arc::new(ActivityRoster::new(|fd, how| kapok::net::shutdown(fd, how)));
     // Every connection holds a sender; when the last is gone the receiver says so.
     let (open, all_closed) = channel::unbounded::<()>();
     let acceptor = {
         let (server, roster) = (Arc::clone(server), Arc::clone(&roster));
-        kapok::spawn_local(move || accept(&server, listener, &roster, &open))
+        kapok::spawn_local(move || accept(&server, &listener, &roster, &open))
     };
     let sweeper = {
         let (config, roster) = (server.config.clone(), Arc::clone(&roster));
-        kapok::spawn_local(move || sweep(&Pace::new(&config), &roster))
+        kapok::spawn_local(move || sweep(&Pace::by(kapok::time::now, &config), &roster))
     };
-    wait_readable(server.stop.as_fd())?;
+    stopped()?;
     acceptor.cancel();
     let accepted = acceptor.join().unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
     roster.end_input();
@@ -78,12 +85,11 @@ fn supervise(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
 
 fn accept(
     server: &Arc<Server>,
-    listener: Listener,
+    listener: &TcpListener,
     roster: &Arc<ActivityRoster>,
     open: &Sender<()>,
 ) -> io::Result<()> {
-    let (listener, mut backoff) = listener.into_parts();
-    let listener = TcpListener::try_from(listener)?;
+    let mut backoff = Backoff::default();
     loop {
         match listener.accept() {
             Ok((stream, _peer)) => {

@@ -58,7 +58,7 @@ impl Listener {
         let socket = bind().map_err(|error: io::Error| {
             io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}"))
         })?;
-        Ok(Listener { socket, nonblocking, backoff: Backoff { next_pause: SHORTEST_PAUSE } })
+        Ok(Listener { socket, nonblocking, backoff: Backoff::default() })
     }
 
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -120,9 +120,9 @@ impl Listener {
         Ok(stream)
     }
 
-    /// For a runtime that accepts in its own way: the socket, and what to do when that fails.
-    pub(super) fn into_parts(self) -> (TcpListener, Backoff) {
-        (self.socket, self.backoff)
+    /// For a runtime that accepts in its own way: the socket. It needs a [`Backoff`] of its own.
+    pub(super) fn into_socket(self) -> TcpListener {
+        self.socket
     }
 
     /// As [`Backoff::failed`].
@@ -132,6 +132,12 @@ impl Listener {
         tally: &Tally,
     ) -> io::Result<Option<Duration>> {
         self.backoff.failed(error, tally)
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff { next_pause: SHORTEST_PAUSE }
     }
 }
 

@@ -49,18 +49,35 @@ struct Server {
     tally: Tally,
 }
 
+impl Server {
+    fn new(config: &ServeConfig, stop: &Stop) -> Arc<Server> {
+        Arc::new(Server {
+            config: config.clone(),
+            workload: Workload::new(config),
+            stop: stop.clone(),
+            tally: Tally::default(),
+        })
+    }
+}
+
+/// Runs the server that `config` describes on the fibers of the calling one's runtime.
+pub(crate) fn run_on_fibers(
+    config: &ServeConfig,
+    listener: kapok::net::TcpListener,
+    stopped: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Served> {
+    let server = Server::new(config, &Stop::new()?);
+    fiber::supervise(&server, listener, stopped)?;
+    Ok(server.tally.served())
+}
+
 /// Runs the server that `config` describes.
 pub(crate) fn run(
     config: &ServeConfig,
     stop: &Stop,
     ready: impl FnOnce(SocketAddr),
 ) -> io::Result<Served> {
-    let server = Arc::new(Server {
-        config: config.clone(),
-        workload: Workload::new(config),
-        stop: stop.clone(),
-        tally: Tally::default(),
-    });
+    let server = Server::new(config, stop);
     // Before anybody is told that this server is ready.
     check(config.model)?;
     let listeners = listen(config)?;

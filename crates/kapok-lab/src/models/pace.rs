@@ -24,6 +24,7 @@ pub(super) struct Pace {
     sweep_at: Option<Instant>,
     resume_at: Option<Instant>,
     cut_at: Option<Instant>,
+    clock: fn() -> Instant,
 }
 
 /// What is due.
@@ -39,6 +40,11 @@ pub(super) struct Due {
 
 impl Pace {
     pub(super) fn new(config: &ServeConfig) -> Pace {
+        Pace::by(Instant::now, config)
+    }
+
+    /// A pace by another clock than the machine's.
+    pub(super) fn by(clock: fn() -> Instant, config: &ServeConfig) -> Pace {
         let period =
             (config.idle_timeout / SWEEPS).clamp(SHORTEST_SWEEP_PERIOD, LONGEST_SWEEP_PERIOD);
         let sweeps = config.idle_timeout.as_nanos().div_ceil(period.as_nanos());
@@ -46,9 +52,10 @@ impl Pace {
             period,
             sweeps: sweeps.try_into().unwrap_or(u32::MAX),
             now: 0,
-            sweep_at: (!config.idle_timeout.is_zero()).then(|| Instant::now() + period),
+            sweep_at: (!config.idle_timeout.is_zero()).then(|| clock() + period),
             resume_at: None,
             cut_at: None,
+            clock,
         }
     }
 
@@ -70,7 +77,7 @@ impl Pace {
 
     /// Out of descriptors: accept again after `pause`.
     pub(super) fn pause_accepting(&mut self, pause: Duration) {
-        self.resume_at = Some(Instant::now() + pause);
+        self.resume_at = Some((self.clock)() + pause);
     }
 
     pub(super) fn accepts(&self) -> bool {
@@ -79,7 +86,7 @@ impl Pace {
 
     /// The server stops: accept no more, and end after `limit`.
     pub(super) fn drain(&mut self, limit: Duration) {
-        self.cut_at = Some(Instant::now() + limit);
+        self.cut_at = Some((self.clock)() + limit);
         self.resume_at = None;
     }
 
@@ -92,13 +99,13 @@ impl Pace {
         // Without connections there is nothing to sweep, and an idle server never wakes.
         let sweep_at = if empty { None } else { self.sweep_at };
         let next = [sweep_at, self.resume_at, self.cut_at].into_iter().flatten().min()?;
-        Some(next.saturating_duration_since(Instant::now()))
+        Some(next.saturating_duration_since((self.clock)()))
     }
 
     /// What has become due since the last call.
     #[inline]
     pub(super) fn due(&mut self) -> Due {
-        let now = Instant::now();
+        let now = (self.clock)();
         let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let due = Due {
             sweep: passed(self.sweep_at),

@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::activity::{ActivityEntry, ActivityRoster};
-use super::listener::Listener;
+use super::listener::{Backoff, Listener};
 use super::pace::Pace;
 use super::{Server, on_threads};
 use crate::serve::AcceptMode;
@@ -43,12 +44,12 @@ pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Resul
 
 /// Accepts and spawns until the stop, then waits for the tasks.
 async fn accept(server: &Arc<Server>, listener: Listener) -> io::Result<()> {
-    let (listener, mut backoff) = listener.into_parts();
+    let (listener, mut backoff) = (listener.into_socket(), Backoff::default());
     let listener = TcpListener::from_std(listener)?;
     // SAFETY: the descriptor stays open while it is registered: the server outlives this call.
     let stop = unsafe { AsyncFd::register_with_interest(server.stop.as_fd(), Interest::READABLE)? };
     let mut pace = Pace::new(&server.config);
-    let roster = Arc::new(ActivityRoster::default());
+    let roster = Arc::new(ActivityRoster::new(|fd, how| SockRef::from(&fd).shutdown(how)));
     let mut tasks = JoinSet::new();
     loop {
         let timeout = pace.timeout(tasks.is_empty());

@@ -274,10 +274,15 @@ fn parse(bytes: &[u8], max_head_bytes: usize) -> Result<Option<Head>, Refusal> {
     let mut headers: [MaybeUninit<Header<'_>>; MAX_HEADERS] =
         [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
-    let head_bytes = match request.parse_with_uninit_headers(bytes, &mut headers) {
-        Ok(Status::Complete(n)) if n <= max_head_bytes => n,
+    // What is beyond the limit must not be looked at: whether it is there yet depends on how the
+    // input was cut, and the reply must not.
+    let within = &bytes[..bytes.len().min(max_head_bytes)];
+    let head_bytes = match request.parse_with_uninit_headers(within, &mut headers) {
+        Ok(Status::Complete(n)) => n,
         Ok(Status::Partial) if bytes.len() <= max_head_bytes => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLarge),
+        Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(Refusal::HeadTooLarge);
+        }
         Err(_) => return Err(Refusal::BadRequest),
     };
     let http_1_0 = request.version == Some(0);

@@ -9,3 +9,4 @@ mod echo;
 mod http;
 mod lifecycle;
 mod limits;
+mod slow;

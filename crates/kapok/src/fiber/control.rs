@@ -31,7 +31,6 @@
 use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Wake, Waker};
 use std::time::Instant;
@@ -41,6 +40,7 @@ use kapok_engine::Key;
 
 use super::join::Abandon;
 use super::local::Locals;
+use crate::primitives::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence};
 use crate::runtime::Remote;
 use crate::stack::{FiberLabel, PooledStack, StackSize};
 
@@ -57,9 +57,9 @@ pub(crate) enum Waiting {
     Nothing,
     /// This operation. Nothing but its landing resumes the fiber.
     Operation(Key),
-    /// Its park word, which cancellation leaves alone.
+    /// Its park word. Cancellation unparks it too, but does not end the wait.
     Park,
-    /// Its park word; cancellation and deadlines unpark it.
+    /// Its park word; cancellation and deadlines end the wait.
     InterruptiblePark,
 }
 
@@ -98,6 +98,8 @@ pub(crate) struct Fiber {
     pub(crate) home: OnceLock<Arc<Remote>>,
     pub(crate) label: FiberLabel,
     pub(crate) stack_size: StackSize,
+    /// What it runs may borrow from code that waits for it to end.
+    pub(crate) borrows: bool,
     local: UnsafeCell<Local>,
 }
 
@@ -113,6 +115,7 @@ impl Fiber {
     pub(crate) fn new(
         label: FiberLabel,
         stack_size: StackSize,
+        borrows: bool,
         deadline: Option<Instant>,
         entry: Box<dyn FnOnce()>,
         packet: Weak<dyn Abandon>,
@@ -125,6 +128,7 @@ impl Fiber {
             home: OnceLock::new(),
             label,
             stack_size,
+            borrows,
             local: UnsafeCell::new(Local {
                 entry: Some(entry),
                 coroutine: None,

@@ -9,12 +9,16 @@
 //! it to land, and returns the error only if the operation did nothing.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::ptr::NonNull;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::control::Fiber;
 use crate::runtime::Loop;
+use crate::time::{Sleep, sleep_until_async};
 
 /// The error of a call on a fiber that was cancelled.
 ///
@@ -107,6 +111,54 @@ pub(crate) fn interrupt_of(lp: &Loop, fiber: &Fiber) -> Option<Interrupted> {
         Some(deadline) if deadline <= lp.now() => Some(Interrupted::DeadlineElapsed),
         _ => None,
     }
+}
+
+/// Ends when a call that waits would return an error, with the reason: as an arm, it lets a
+/// [`select!`](crate::select) be interrupted by the fiber's cancellation and by the deadline around
+/// it. On a plain thread it never ends.
+///
+/// ```
+/// use kapok::sync::channel;
+///
+/// # fn main() -> std::io::Result<()> {
+/// # kapok::Runtime::new()?.run(|| {
+/// let (_sender, lines) = channel::unbounded::<String>();
+/// let reader = kapok::spawn(move || {
+///     kapok::select! {
+///         line = lines.recv_async() => line.ok(),
+///         _ = kapok::interrupted_async() => None,
+///     }
+/// });
+/// reader.cancel();
+/// assert_eq!(reader.join().unwrap(), None);
+/// # });
+/// # Ok(())
+/// # }
+/// ```
+pub async fn interrupted_async() -> Interrupted {
+    let mut alarm: Option<Sleep> = None;
+    poll_fn(move |context| {
+        if let Err(interrupted) = check_interrupted() {
+            return Poll::Ready(interrupted);
+        }
+        // Cancellation unparks the fiber by itself; a deadline needs a timer.
+        if alarm.is_none() {
+            alarm = nearest_deadline().map(sleep_until_async);
+        }
+        match &mut alarm {
+            Some(alarm) => Pin::new(alarm).poll(context).map(|()| Interrupted::DeadlineElapsed),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The deadline around the code that runs, if it is on a fiber.
+fn nearest_deadline() -> Option<Instant> {
+    Loop::with_running(|running| {
+        // SAFETY: on the fiber itself, which is therefore alive; copies a plain field.
+        running.and_then(|(_, fiber)| unsafe { (*fiber.as_ref().local()).deadline })
+    })
 }
 
 /// Changes the deadline and the shields of the running fiber while `f` runs, and puts them back

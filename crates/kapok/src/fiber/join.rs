@@ -17,8 +17,14 @@ use crate::park;
 pub enum JoinError {
     /// The fiber panicked, with this payload. [`std::panic::resume_unwind`] carries it on.
     Panicked(Box<dyn Any + Send + 'static>),
-    /// The fiber will never end: its loop was closed before it started or while it waited.
+    /// The fiber will never end: its loop was closed before it started or while it waited, or the
+    /// io_uring that held memory which it had lent can no longer be entered (see
+    /// [`Runtime::run`](crate::Runtime::run)). It is not unwound, and its stack is leaked: locks that
+    /// it held stay locked, and what it owned stays open.
     Abandoned,
+    /// The fiber could not start, because there was no stack for it. The error says which limit was
+    /// met, how many stacks there are and what to do.
+    NoStack(io::Error),
     /// Not the fiber's fate but the caller's: the fiber that waits here was cancelled. The other
     /// one goes on.
     Canceled,
@@ -40,7 +46,10 @@ impl fmt::Display for JoinError {
                 Some(message) => write!(f, "the fiber panicked: {message}"),
                 None => f.write_str("the fiber panicked"),
             },
-            JoinError::Abandoned => f.write_str("the fiber was abandoned with its loop"),
+            JoinError::Abandoned => {
+                f.write_str("the fiber was abandoned, with its loop or in a ring that died")
+            }
+            JoinError::NoStack(error) => write!(f, "no stack for the fiber: {error}"),
             JoinError::Canceled => f.write_str("cancelled while waiting for a fiber"),
             JoinError::DeadlineElapsed => f.write_str("deadline passed while waiting for a fiber"),
         }
@@ -55,6 +64,9 @@ impl From<JoinError> for io::Error {
         match error {
             JoinError::Canceled => Interrupted::Canceled.into(),
             JoinError::DeadlineElapsed => Interrupted::DeadlineElapsed.into(),
+            JoinError::NoStack(error) => {
+                io::Error::new(error.kind(), format!("no stack for a fiber: {error}"))
+            }
             JoinError::Panicked(_) | JoinError::Abandoned => io::Error::other(error.to_string()),
         }
     }
@@ -141,12 +153,19 @@ impl<T> Drop for Packet<T> {
 
 /// A packet of whatever type, to be told that nothing will come.
 pub(crate) trait Abandon {
+    /// The fiber will never end.
     fn abandon(&self);
+    /// The fiber will never start, for want of a stack.
+    fn refuse(&self, error: io::Error);
 }
 
 impl<T> Abandon for Packet<T> {
     fn abandon(&self) {
         self.settle(Err(JoinError::Abandoned));
+    }
+
+    fn refuse(&self, error: io::Error) {
+        self.settle(Err(JoinError::NoStack(error)));
     }
 }
 

@@ -8,7 +8,9 @@ mod scope;
 
 pub(crate) use control::{Fiber, Waiting, with_waker};
 pub(crate) use interrupt::interrupt_of;
-pub use interrupt::{Canceled, Interrupted, check_interrupted, deadline, shield, timeout};
+pub use interrupt::{
+    Canceled, Interrupted, check_interrupted, deadline, interrupted_async, shield, timeout,
+};
 pub use join::{JoinError, JoinHandle};
 pub use local::FiberLocal;
 pub(crate) use local::Locals;
@@ -19,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use crate::runtime::{Loop, Unstarted};
+use crate::runtime::{Loop, Unstarted, end_child};
 use crate::stack::{FiberLabel, StackSize};
 use join::{Abandon, Packet, Settler};
 
@@ -40,6 +42,8 @@ pub struct Builder {
     name: Option<Arc<str>>,
     stack_size: Option<StackSize>,
     deadline: Option<Instant>,
+    /// The fiber may borrow from code that waits for it.
+    borrows: bool,
 }
 
 impl Builder {
@@ -158,6 +162,9 @@ impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
     fn run(self) {
         let Entry { f, settler, ended } = self;
         let result = catch_unwind(AssertUnwindSafe(f));
+        if !Loop::with_current(|current| current.is_some()) {
+            end_child(result.is_err());
+        }
         // Fiber-locals go while there is still a fiber; one that panics does no more than that.
         while !contain(local::drop_all) {}
         // If nobody takes the result it is dropped here, by a destructor that is anybody's.
@@ -206,6 +213,7 @@ unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
     let fiber = Fiber::new(
         FiberLabel { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), name: builder.name },
         builder.stack_size.unwrap_or(StackSize::DEFAULT),
+        builder.borrows,
         builder.deadline,
         entry,
         weak,

@@ -140,6 +140,7 @@ impl<'scope> Scope<'scope, '_> {
         // A deadline around the scope is one around its children.
         let deadline = super::current_deadline();
         builder.deadline = deadline;
+        builder.borrows = true;
         let packet = Packet::with_unjoined_panic(Arc::clone(&self.panicked));
         self.shared.running.fetch_add(1, Ordering::AcqRel);
         let child = Child(Arc::clone(&self.shared));

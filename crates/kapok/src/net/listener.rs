@@ -230,6 +230,10 @@ impl Future for Accept<'_> {
                         Poll::Pending
                     }
                     Poll::Ready(res) => {
+                        if res == op::LOST {
+                            // A dead ring keeps the address for good. Another accept has another.
+                            continue;
+                        }
                         pending.disinherit();
                         // SAFETY: the operation has landed and its heir is gone.
                         Poll::Ready((res, unsafe { Box::from_raw(address) }))

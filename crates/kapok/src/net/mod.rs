@@ -31,6 +31,7 @@ pub use unix::{UnixDatagram, UnixListener, UnixStream};
 
 use std::future::Future;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -55,6 +56,22 @@ pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
 /// As for [`wait_readable`].
 pub fn wait_writable(fd: impl AsFd) -> io::Result<()> {
     wait(fd, Readiness::WRITABLE)
+}
+
+/// Shuts down one direction of a stream, or both (shutdown(2)), by a borrowed descriptor. A call
+/// that waits in it returns.
+///
+/// # Errors
+///
+/// `NotConnected` if it is not connected any more.
+pub fn shutdown(fd: impl AsFd, how: Shutdown) -> io::Result<()> {
+    let how = match how {
+        Shutdown::Read => libc::SHUT_RD,
+        Shutdown::Write => libc::SHUT_WR,
+        Shutdown::Both => libc::SHUT_RDWR,
+    };
+    // SAFETY: the operation names no memory; the descriptor is borrowed for the whole call.
+    unsafe { op::now(Op::Shutdown { fd: fd.as_fd().as_raw_fd(), how }) }.map(drop)
 }
 
 fn wait(fd: impl AsFd, events: Readiness) -> io::Result<()> {
@@ -235,7 +252,7 @@ macro_rules! stream_methods {
             ///
             /// `NotConnected` if it is not connected any more.
             pub fn shutdown(&self, how: std::net::Shutdown) -> std::io::Result<()> {
-                self.0.shutdown(how)
+                crate::net::shutdown(self, how)
             }
 
             /// A future that ends when the stream can be read from; see [`Ready`](crate::net::Ready).

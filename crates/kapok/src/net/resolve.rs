@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::blocking::blocking;
+use crate::sim;
 
 /// What can be resolved to socket addresses: the types of [`std::net::ToSocketAddrs`].
 ///
@@ -22,6 +23,15 @@ pub trait ToSocketAddrs {
 fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    if sim::with_world(|_| ()).is_some() {
+        return match host {
+            "localhost" => Ok(vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)]),
+            _ => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("look up {host:?}: a simulated world has addresses and localhost only"),
+            )),
+        };
     }
     blocking(|| std::net::ToSocketAddrs::to_socket_addrs(&(host, port)).map(Iterator::collect))
         .and_then(|looked_up| looked_up)
@@ -103,7 +113,14 @@ pub(super) fn each_address<T>(
             // An interrupted fiber does not go on to the next address.
             Err(error) if crate::Canceled::is(&error) => return Err(error),
             Err(error) => {
-                last = io::Error::new(error.kind(), format!("{what} {address}: {error}"));
+                let hint = match (what, error.raw_os_error()) {
+                    // The one reason with a cure that the text of the error does not give away.
+                    ("connect to", Some(libc::EADDRNOTAVAIL)) => {
+                        " (no local port is free for it: see net.ipv4.ip_local_port_range)"
+                    }
+                    _ => "",
+                };
+                last = io::Error::new(error.kind(), format!("{what} {address}: {error}{hint}"));
             }
         }
     }

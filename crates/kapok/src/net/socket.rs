@@ -2,7 +2,6 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -260,16 +259,6 @@ impl Socket {
             SockAddr::try_init(|storage, len| op::now(asking(storage.cast(), len)).map(drop))
         }?;
         Ok(address)
-    }
-
-    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        let how = match how {
-            Shutdown::Read => libc::SHUT_RD,
-            Shutdown::Write => libc::SHUT_WR,
-            Shutdown::Both => libc::SHUT_RDWR,
-        };
-        // SAFETY: the operation names no memory.
-        unsafe { op::now(Op::Shutdown { fd: self.as_raw_fd(), how }) }.map(drop)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Wake, Waker};
-use std::thread::{self, Thread};
 use std::time::Instant;
+
+use crate::primitives::atomic::{AtomicU8, Ordering};
+use crate::primitives::thread::{self, Thread};
 
 const EMPTY: u8 = 0;
 const NOTIFIED: u8 = 1;
@@ -36,6 +37,13 @@ struct Parts {
     waker: Waker,
 }
 
+impl Parts {
+    fn new() -> Parts {
+        let word = Arc::new(Word { word: AtomicU8::new(EMPTY), thread: thread::current() });
+        Parts { waker: Waker::from(Arc::clone(&word)), word }
+    }
+}
+
 thread_local! {
     /// The parker of this thread while no `block_on` uses it.
     static SPARE: Cell<Option<Parts>> = const { Cell::new(None) };
@@ -50,10 +58,7 @@ pub(super) struct ThreadParker {
 impl ThreadParker {
     pub(super) fn take() -> ThreadParker {
         // No spare: the first use, a nested one, or the thread's locals are being destroyed.
-        let parts = SPARE.try_with(Cell::take).ok().flatten().unwrap_or_else(|| {
-            let word = Arc::new(Word { word: AtomicU8::new(EMPTY), thread: thread::current() });
-            Parts { waker: Waker::from(Arc::clone(&word)), word }
-        });
+        let parts = SPARE.try_with(Cell::take).ok().flatten().unwrap_or_else(Parts::new);
         ThreadParker { parts: Some(parts) }
     }
 
@@ -105,5 +110,38 @@ impl Drop for ThreadParker {
         // The outermost `block_on` leaves last, so what stays is one parker a thread. Without
         // thread-locals there is nothing to keep it for.
         let _ = SPARE.try_with(|spare| spare.set(parts));
+    }
+}
+
+/// `RUSTFLAGS="--cfg loom" cargo test --release -p kapok --lib model`
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn model_of_a_thread_that_is_woken_by_two_and_unparked_by_a_stranger() {
+        loom::model(|| {
+            let mut parker = ThreadParker { parts: Some(Parts::new()) };
+            let messages = Arc::new(AtomicUsize::new(0));
+            let stranger = parker.parts().word.thread.clone();
+            let threads = [Some(stranger), None].map(|stranger| {
+                let (waker, messages) = (parker.waker().clone(), Arc::clone(&messages));
+                loom::thread::spawn(move || {
+                    if let Some(thread) = stranger {
+                        thread.unpark();
+                    }
+                    messages.fetch_add(1, Ordering::Relaxed);
+                    waker.wake();
+                })
+            });
+            while messages.load(Ordering::Relaxed) < 2 {
+                parker.park();
+            }
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            // Not to be kept for the next run, which is another world.
+            parker.parts = None;
+        });
     }
 }

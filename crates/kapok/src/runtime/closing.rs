@@ -2,11 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kapok_engine::Wait;
 
 use super::event_loop::{Loop, Unstarted};
+use super::incidents;
 use crate::fiber::{Fiber, Waiting, contain};
 use crate::stack;
 
@@ -17,7 +19,7 @@ impl Loop {
         let _entered = self.enter();
         self.closing.set(true);
         // Without one the limit is beyond the end of time.
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = self.now().checked_add(limit);
         let wait = deadline.map_or(Wait::Forever, Wait::Until);
         // Those that come later are cancelled as they are spawned.
         let all: Vec<Arc<Fiber>> = self.fibers.borrow().slots.iter().flatten().cloned().collect();
@@ -31,7 +33,7 @@ impl Loop {
                 return Ok(());
             }
             self.attend();
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(|deadline| self.now() >= deadline) {
                 break;
             }
             self.turn(wait)?;
@@ -45,23 +47,11 @@ impl Loop {
         let left = std::mem::take(&mut *self.fibers.borrow_mut());
         for fiber in left.slots.into_iter().flatten() {
             tracing::error!(fiber = fiber.title(), "did not end when its loop closed: leaked");
-            // SAFETY: our own fiber; a copy of a weak reference.
-            let packet = unsafe { (*fiber.local()).packet.upgrade() };
-            // SAFETY: our own fiber, suspended for good. Neither its stack nor what lies on it is
-            // ever freed: the kernel, or another thread, may hold borrows of it.
-            unsafe {
-                let local = fiber.local();
-                if let Waiting::Operation(key) = (*local).waiting {
-                    self.cancel(key);
-                }
-                std::mem::forget((*local).coroutine.take());
-                stack::note_leaked();
+            // SAFETY: our own fiber; copies a plain field.
+            if let Waiting::Operation(key) = unsafe { (*fiber.local()).waiting } {
+                self.cancel(key);
             }
-            // Wakers may come back to it for ever; it must not be freed under the inbox.
-            std::mem::forget(fiber);
-            if let Some(packet) = packet {
-                contain(|| packet.abandon());
-            }
+            leave_behind(fiber);
         }
         for one in self.unstarted.take() {
             // Each that was discarded spawned another, all the time.
@@ -73,5 +63,25 @@ impl Loop {
             }
         }
         self.ready.borrow_mut().clear();
+    }
+}
+
+/// Leaks a fiber of this thread's loop that is suspended for good, and has been taken off its table.
+pub(super) fn leave_behind(fiber: Arc<Fiber>) {
+    // SAFETY: our own fiber; a copy of a weak reference.
+    let packet = unsafe { (*fiber.local()).packet.upgrade() };
+    // SAFETY: our own fiber, suspended for good. Neither its stack nor what lies on it is ever freed:
+    // the kernel, or another thread, may hold borrows of it.
+    unsafe {
+        let local = fiber.local();
+        (*local).waiting = Waiting::Nothing;
+        std::mem::forget((*local).coroutine.take());
+        stack::note_leaked();
+    }
+    // Wakers may come back to it for ever; it must not be freed under the inbox.
+    std::mem::forget(fiber);
+    incidents::ABANDONED.fetch_add(1, Ordering::Relaxed);
+    if let Some(packet) = packet {
+        contain(|| packet.abandon());
     }
 }

@@ -13,9 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use kapok_engine::sim::Sim;
 use kapok_engine::{AnyEngine, Completions, Engine, Kind, Wait};
 
 use super::fibers::Fibers;
+use super::fork;
 use super::group::Group;
 use super::remote::Remote;
 use super::slots::Slots;
@@ -74,7 +76,7 @@ pub(crate) struct Loop {
     pub(super) group: Arc<Group>,
     /// This loop's place in its group.
     pub(super) index: usize,
-    pub(super) kind: Kind,
+    pub(super) kind: Cell<Kind>,
     /// Fibers get no new lease: what is spawned now is cancelled from the start.
     pub(super) closing: Cell<bool>,
     /// Operations in flight whose results have an heir.
@@ -82,11 +84,15 @@ pub(crate) struct Loop {
 }
 
 /// Makes a loop the thread's current one as long as it lives.
-pub(super) struct Entered(*const Loop);
+pub(super) struct Entered<'a> {
+    entered: &'a Loop,
+    before: *const Loop,
+}
 
-impl Drop for Entered {
+impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        CURRENT.set(self.0);
+        self.entered.refuse_if_left_behind();
+        CURRENT.set(self.before);
     }
 }
 
@@ -102,7 +108,7 @@ impl Loop {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Loop {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kind: engine.kind(),
+            kind: Cell::new(engine.kind()),
             engine: RefCell::new(engine),
             slots: RefCell::new(Slots::new()),
             ready: RefCell::new(VecDeque::new()),
@@ -138,16 +144,31 @@ impl Loop {
     }
 
     /// Makes this the thread's loop until what is returned is dropped.
-    pub(super) fn enter(&self) -> Entered {
-        Entered(CURRENT.replace(self))
+    pub(super) fn enter(&self) -> Entered<'_> {
+        Entered { entered: self, before: CURRENT.replace(self) }
+    }
+
+    /// Makes the thread a plain one, in the child of a fork; see [`fork`].
+    pub(super) fn leave_behind() {
+        // SAFETY: as for `with_current`.
+        if let Some(lp) = unsafe { CURRENT.replace(std::ptr::null()).as_ref() } {
+            lp.running.set(None);
+        }
+    }
+
+    fn refuse_if_left_behind(&self) {
+        if !std::ptr::eq(CURRENT.get(), self) {
+            fork::refuse();
+        }
     }
 
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
+    /// The engine's kind, which changes if a ring dies.
     pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        self.kind.get()
     }
 
     pub(crate) fn group(&self) -> &Arc<Group> {
@@ -160,6 +181,17 @@ impl Loop {
 
     pub(crate) fn descriptor_limit(&self) -> Option<i32> {
         self.engine.borrow().descriptor_limit()
+    }
+
+    /// Runs `f` with the simulated world, if that is what the engine is.
+    pub(crate) fn with_simulation<R>(&self, f: impl FnOnce(&mut Sim) -> R) -> Option<R> {
+        if self.kind() != Kind::Sim {
+            return None;
+        }
+        match &mut *self.engine.borrow_mut() {
+            AnyEngine::Sim(world) => Some(f(world)),
+            _ => None,
+        }
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -210,8 +242,10 @@ impl Loop {
         self.start_some();
     }
 
-    /// Turns the engine, and waits as `wait` says if no fiber can run.
+    /// Turns the engine, and waits as `wait` says if no fiber can run. An error is the end: the engine
+    /// is broken, and no other could take its place.
     pub(super) fn turn(&self, wait: Wait) -> io::Result<()> {
+        self.refuse_if_left_behind();
         self.attend();
         let idle = self.ready.borrow().is_empty() && self.unstarted.borrow().is_empty();
         let mut completions = self.completions.take();
@@ -235,6 +269,7 @@ impl Loop {
             self.land(completion);
         }
         self.completions.replace(completions);
+        let turned = turned.or_else(|error| self.fall_back(error));
         self.attend();
         turned
     }

@@ -2,10 +2,13 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use corosensei::{Coroutine, CoroutineResult};
 
 use super::event_loop::{Loop, OPERATIONS_PER_RESUME, Unstarted};
+use super::fork;
+use super::incidents;
 use super::remote::Remote;
 use super::slots::Waiter;
 use crate::fiber::{Fiber, Locals, Waiting, contain};
@@ -77,7 +80,9 @@ impl Loop {
     /// fiber ready again, exactly once.
     #[inline]
     pub(crate) fn suspend(&self, fiber: NonNull<Fiber>) {
-        debug_assert_eq!(self.running.get(), Some(fiber));
+        if self.running.get() != Some(fiber) {
+            fork::refuse();
+        }
         // SAFETY: the running fiber is ours and has a yielder, which lives on its stack.
         unsafe {
             let local = fiber.as_ref().local();
@@ -94,12 +99,13 @@ impl Loop {
         }
         match waiting {
             Waiting::Operation(key) => self.cancel(key),
-            Waiting::InterruptiblePark => {
+            // What it waits for decides whether that is a reason to go on: it is polled once more.
+            Waiting::Park | Waiting::InterruptiblePark => {
                 if fiber.leave_token() {
                     self.ready.borrow_mut().push_back(pointer);
                 }
             }
-            Waiting::Nothing | Waiting::Park => {}
+            Waiting::Nothing => {}
         }
     }
 
@@ -109,6 +115,12 @@ impl Loop {
             Ok(stack) => stack,
             Err(error) => {
                 tracing::error!(fiber = unstarted.fiber.title(), %error, "no stack for a fiber");
+                incidents::WITHOUT_STACK.fetch_add(1, Ordering::Relaxed);
+                // SAFETY: unstarted, and held by us alone; a copy of a weak reference.
+                let packet = unsafe { (*unstarted.fiber.local()).packet.upgrade() };
+                if let Some(packet) = packet {
+                    contain(|| packet.refuse(error));
+                }
                 unstarted.discard();
                 return;
             }

@@ -5,11 +5,12 @@
 //! that is alone, or whose neighbours are all busy, pays nothing.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::event_loop::Unstarted;
 use super::remote::Remote;
+use crate::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::primitives::{Mutex, MutexGuard};
 
 /// A queue entry that crosses threads.
 struct Movable(Unstarted);
@@ -50,7 +51,7 @@ impl Group {
         debug_assert!(fresh, "two loops in one place");
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Offers> {
+    fn lock(&self) -> MutexGuard<'_, Offers> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,14 +2,21 @@
 
 mod closing;
 mod event_loop;
+mod fallback;
 mod fibers;
+mod fork;
 mod group;
+mod incidents;
+#[cfg(all(test, loom))]
+mod models;
 mod operations;
 mod remote;
 mod slots;
 
 pub(crate) use event_loop::{Loop, Unstarted};
+pub(crate) use fork::end_child;
 pub(crate) use group::Group;
+pub use incidents::{Incidents, incidents};
 pub(crate) use remote::Remote;
 pub(crate) use slots::Waiter;
 
@@ -18,6 +25,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kapok_engine::sim;
 use kapok_engine::{AnyEngine, Config, Engine, Kind};
 
 use crate::fiber::{self, JoinError};
@@ -70,6 +78,13 @@ impl Builder {
         self
     }
 
+    /// Runs on a [simulated world](crate::sim) that is made from `config`, whatever
+    /// [`ENGINE_VARIABLE`] says, and on one thread.
+    pub fn simulation(mut self, config: sim::Config) -> Builder {
+        self.config.simulation = Some(config);
+        self.engine(Kind::Sim)
+    }
+
     /// How long a loop keeps the memory of stacks that its fibers have left, if none ends meanwhile.
     /// Default 10 s. (More than 1,024 it never keeps.)
     pub fn keep_stacks(mut self, limit: Duration) -> Builder {
@@ -91,6 +106,12 @@ impl Builder {
     /// If the engine that was asked for cannot be had, or none can; `InvalidInput` if
     /// [`ENGINE_VARIABLE`] names none.
     pub fn build(self) -> io::Result<Runtime> {
+        if self.engine == Some(Kind::Sim) && self.threads != 1 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a simulated world has one thread, not {}", self.threads),
+            ));
+        }
         let engine = match self.engine {
             Some(kind) => Some(kind),
             None => forced_by_environment()?,
@@ -125,6 +146,23 @@ fn make_engine(kind: Option<Kind>, config: &Config) -> io::Result<AnyEngine> {
 ///
 /// A fiber stays on the thread that started it. Fibers that were spawned but have not started are
 /// offered to loops that have nothing to do.
+///
+/// # Fork
+///
+/// fork(2) may be called with loops running, on a fiber or on any other thread. The parent goes on
+/// as if nothing had happened. Of the parent's fibers the child has the one that called, if one did,
+/// and that one is a plain thread there: calls of this crate block, neither cancellation nor
+/// deadlines reach it, [`FiberLocal`](crate::FiberLocal)s begin anew, and a runtime of its own may
+/// be run. When its function returns the child exits, with status 0, or with 101 after a panic. To
+/// join a fiber from before the fork, or to wait for what such a fiber was to do, is to wait for
+/// ever. A child that goes back into a wait from which it was forked (by a future or a destructor)
+/// is aborted.
+///
+/// If the process had other threads (those of a runtime with several loops, of
+/// [`blocking`](crate::blocking()) or of anybody else), fork(2) lets the child call what is
+/// async-signal-safe, exec(3) above all: a lock that another thread held is held for ever.
+///
+/// A process made without fork(3)'s handlers, by a bare clone(2), must not touch this crate.
 #[derive(Debug)]
 pub struct Runtime {
     builder: Builder,
@@ -159,7 +197,15 @@ impl Runtime {
     /// # Panics
     ///
     /// With the panic of `main`. If called on a fiber. If the other threads or their engines cannot
-    /// be had.
+    /// be had. If `main` was [abandoned](JoinError::Abandoned).
+    ///
+    /// # A ring that dies
+    ///
+    /// If io_uring is denied while the runtime runs (by a seccomp filter that is installed then), each
+    /// loop logs a warning and goes on with epoll. Fibers that wait in the dead ring for an operation
+    /// with memory of theirs never resume; see [`JoinError::Abandoned`]. The process is aborted, with
+    /// the reason, if such a fiber is a child of a [`scope`](crate::scope()), or if a loop has no
+    /// other engine to go on with.
     pub fn run<T: 'static>(&self, main: impl FnOnce() -> T + 'static) -> T {
         Loop::with_current(|current| {
             assert!(current.is_none(), "a runtime cannot run inside another one's fiber");
@@ -227,6 +273,7 @@ fn serve_loop(
 ) {
     let engine = make_engine(builder.engine, &builder.config)
         .unwrap_or_else(|error| panic!("no engine for loop {index}: {error}"));
+    fork::prepare();
     stack::install_overflow_handler();
     // Without it an overflow still ends the process, only without naming the fiber.
     let _alternate_stack = stack::ensure_alternate_stack()

@@ -64,7 +64,7 @@ impl Loop {
         let mut slots = self.slots.borrow_mut();
         let old = match slots.get_mut(key) {
             None => return,
-            Some(Waiter::Landed(_)) => slots.remove(key),
+            Some(Waiter::Landed(_) | Waiter::Lost) => slots.remove(key),
             Some(waiter) => {
                 self.engine.borrow_mut().cancel(key);
                 if matches!(next, Waiter::Orphan(_)) {
@@ -77,8 +77,11 @@ impl Loop {
             }
         };
         drop(slots);
-        if let (Waiter::Landed(res), Waiter::Orphan(heir)) = (old, next) {
-            heir(res);
+        match (old, next) {
+            (Waiter::Landed(res), Waiter::Orphan(heir)) => heir(res),
+            // What the heir owns is lent for good.
+            (Waiter::Lost, next) => std::mem::forget(next),
+            _ => {}
         }
     }
 
@@ -131,7 +134,9 @@ impl Loop {
             }
             Waiter::Stacks => self.look_after_stacks(),
             Waiter::Nobody => {}
-            Waiter::Landed(_) | Waiter::Free(_) => unreachable!("{key:?} landed twice"),
+            Waiter::Landed(_) | Waiter::Lost | Waiter::Free(_) => {
+                unreachable!("{key:?} landed twice")
+            }
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What other threads see of a loop.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use kapok_engine::Bell;
 
 use crate::fiber::Fiber;
+use crate::primitives::Mutex;
+use crate::primitives::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 /// The remote side of a loop: an inbox of fibers that became ready, and of requests to look at one.
 pub(crate) struct Remote {
@@ -15,6 +16,7 @@ pub(crate) struct Remote {
     inbox: AtomicPtr<Fiber>,
     /// Fibers that have a reason to be interrupted. Rare.
     interrupts: Mutex<Vec<Arc<Fiber>>>,
+    /// Whether there are any; changed by read-modify-write only.
     interrupted: AtomicBool,
     bell: Bell,
 }
@@ -58,7 +60,7 @@ impl Remote {
     /// Has the loop look at `fiber`.
     pub(crate) fn interrupt(&self, fiber: Arc<Fiber>) {
         self.interrupts.lock().unwrap_or_else(PoisonError::into_inner).push(fiber);
-        self.interrupted.store(true, Ordering::Release);
+        self.interrupted.swap(true, Ordering::AcqRel);
         self.bell.ring();
     }
 

@@ -19,6 +19,8 @@ pub(crate) enum Waiter {
     Task(Option<Waker>),
     /// A future that has its result.
     Landed(i32),
+    /// A future whose operation a dead ring keeps: it will never have a result.
+    Lost,
     /// Nobody who waits, but someone who takes what landed: the result of an operation whose future
     /// is gone.
     Orphan(Box<dyn FnOnce(i32)>),
@@ -94,7 +96,34 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Against a list of what is in use: a key names its own use of a slot and no other.
+        #[test]
+        fn keys_name_one_use_each(steps in prop::collection::vec((0..3_u8, any::<usize>()), 1..300)) {
+            let mut slots = Slots::new();
+            let (mut used, mut stale) = (Vec::new(), Vec::new());
+            for (value, (step, at)) in (0_i32..).zip(steps) {
+                if step == 0 && !used.is_empty() {
+                    let (key, value): (Key, i32) = used.swap_remove(at % used.len());
+                    prop_assert!(matches!(slots.remove(key), Waiter::Landed(it) if it == value));
+                    stale.push(key);
+                } else {
+                    used.push((slots.insert(Waiter::Landed(value)), value));
+                }
+                for &(key, value) in &used {
+                    let found = slots.get_mut(key);
+                    prop_assert!(matches!(found, Some(Waiter::Landed(it)) if *it == value));
+                }
+                for &key in &stale {
+                    prop_assert!(slots.get_mut(key).is_none(), "{key:?} is over");
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_key_of_an_earlier_use_names_nothing() {

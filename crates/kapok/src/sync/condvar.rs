@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::mutex::MutexGuard;
 use super::queue::{Locked, Place, Protocol, Queue, Waiter};
 use crate::park::{block_on, block_on_until};
+use crate::time;
 
 /// A condition on data behind a [`Mutex`](super::Mutex), waited for with the mutex released.
 ///
@@ -104,7 +105,7 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         timeout: Duration,
     ) -> (MutexGuard<'a, T>, bool) {
-        match Instant::now().checked_add(timeout) {
+        match time::now().checked_add(timeout) {
             Some(deadline) => self.wait_until(guard, deadline),
             // Further away than the clock goes.
             None => (self.wait(guard), true),

@@ -30,6 +30,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::queue::{Locked, Place, Protocol, Queue, Waiter};
+use crate::time;
 
 const QUEUED: usize = 1;
 const RESERVED: usize = 1 << 1;
@@ -180,7 +181,7 @@ impl Permits {
             queue.queued += 1;
             let ticket = queue.next_ticket;
             queue.next_ticket += 1;
-            let since = Instant::now();
+            let since = time::now();
             queue.push_back(waiter, Turn { need, ticket, since, losses: 0, starving: false });
             Self::notify(&mut queue);
         }
@@ -193,7 +194,9 @@ impl Permits {
                 Err(word) if word & CLOSED == 0 => {
                     queue.promised -= need;
                     turn.losses += 1;
-                    if turn.losses >= MAX_LOSSES || turn.since.elapsed() >= PATIENCE {
+                    if turn.losses >= MAX_LOSSES
+                        || time::now().duration_since(turn.since) >= PATIENCE
+                    {
                         Self::starve(&mut queue, &mut turn);
                     }
                     let ticket = turn.ticket;

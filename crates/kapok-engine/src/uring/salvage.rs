@@ -1,0 +1,95 @@
+//! Giving up a ring that can no longer be entered.
+//!
+//! The submission queue is memory that the kernel reads while we are inside io_uring_enter(2) and at
+//! no other time, so what it has not consumed is ours to take back. What it has consumed it keeps:
+//! a poll, a receive or a read from a disk cannot be called off without entering, nor by
+//! io_uring_register(2), whose synchronous cancel leaves the completion to a later enter.
+//!
+//! The ring is leaked. Closing its descriptor would have a kernel thread end what is pending, some
+//! time later, and tell nobody; until then operations may still write. Nothing that was lent could
+//! be used again for it, and a descriptor and two mappings are little beside what is leaked anyway.
+
+use std::mem::{self, ManuallyDrop};
+
+use linux_raw_sys::io_uring::io_uring_op as code;
+
+use super::decode::decode;
+use super::{NO_DESCRIPTOR, Uring};
+use crate::bell::BellTower;
+use crate::op::{Key, Op};
+use crate::salvage::{Held, Salvage};
+
+impl Uring {
+    /// The tower for the engine that takes this one's place.
+    pub(crate) fn tower(&self) -> BellTower {
+        self.bell.pass_on()
+    }
+
+    /// Gives the ring up and says what was in flight.
+    pub(crate) fn salvage(self) -> Salvage {
+        let mut ring = ManuallyDrop::new(self);
+        let mut salvage = Salvage { landed: mem::take(&mut ring.landed), ..Salvage::default() };
+        ring.reap(&mut salvage.landed);
+
+        let mut entries = ring.ring.take_unsubmitted();
+        entries.extend(mem::take(&mut ring.backlog));
+        for sqe in entries {
+            let key = Key::from_bits(sqe.user_data);
+            // The engine's own: its bell, and cancels of what is held or was withdrawn.
+            if key.is_reserved() {
+                continue;
+            }
+            let Some(op) = decode(&sqe) else {
+                unreachable!("nobody submits such entries: {sqe:?}")
+            };
+            ring.pending[key.index() as usize].fd = NO_DESCRIPTOR;
+            salvage.unseen.push((key, op));
+        }
+        let timers = ring.timers.take_all();
+        salvage.unseen.extend(timers.map(|(key, deadline)| (key, Op::Timer { deadline })));
+
+        let pending = (0..).zip(mem::take(&mut ring.pending));
+        salvage.held = pending
+            .filter(|(_, pending)| pending.fd != NO_DESCRIPTOR)
+            .map(|(index, pending)| {
+                let (name, lends) = nature(pending.opcode);
+                Held { key: Key::new(index, pending.generation), name, lends }
+            })
+            .collect();
+        salvage
+    }
+}
+
+/// The name of an operation, and whether it names memory.
+fn nature(opcode: u8) -> (&'static str, bool) {
+    const NOP: u8 = code::IORING_OP_NOP as u8;
+    const POLL: u8 = code::IORING_OP_POLL_ADD as u8;
+    const FSYNC: u8 = code::IORING_OP_FSYNC as u8;
+    const RECV: u8 = code::IORING_OP_RECV as u8;
+    const SEND: u8 = code::IORING_OP_SEND as u8;
+    const RECVMSG: u8 = code::IORING_OP_RECVMSG as u8;
+    const SENDMSG: u8 = code::IORING_OP_SENDMSG as u8;
+    const ACCEPT: u8 = code::IORING_OP_ACCEPT as u8;
+    const CONNECT: u8 = code::IORING_OP_CONNECT as u8;
+    const READ: u8 = code::IORING_OP_READ as u8;
+    const WRITE: u8 = code::IORING_OP_WRITE as u8;
+    const OPEN: u8 = code::IORING_OP_OPENAT as u8;
+    const METADATA: u8 = code::IORING_OP_STATX as u8;
+    match opcode {
+        NOP => ("nop", false),
+        POLL => ("poll", false),
+        FSYNC => ("fsync", false),
+        RECV => ("recv", true),
+        SEND => ("send", true),
+        RECVMSG => ("recvmsg", true),
+        SENDMSG => ("sendmsg", true),
+        ACCEPT => ("accept", true),
+        CONNECT => ("connect", true),
+        READ => ("read", true),
+        WRITE => ("write", true),
+        OPEN => ("open", true),
+        METADATA => ("statx", true),
+        // What is not known may do anything.
+        _ => ("an operation", true),
+    }
+}
