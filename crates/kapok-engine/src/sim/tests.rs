@@ -451,6 +451,85 @@ fn each_fault_happens_as_it_says() {
 }
 
 #[test]
+fn a_connection_outlives_the_want_of_descriptors() {
+    let mut user = User::new(Config::new(17));
+    let (addr, addr_len) = inet(([127, 0, 0, 1], 80).into());
+    let addr = &raw const addr;
+    let (listener, client, other) = (user.socket(), user.socket(), user.socket());
+    let null = (std::ptr::null_mut(), std::ptr::null_mut());
+    let accept = Op::Accept { fd: listener, addr: null.0, addr_len: null.1 };
+    // SAFETY: the address outlives the engine.
+    unsafe {
+        assert_eq!(user.run(Op::Bind { fd: listener, addr, addr_len }), 0);
+        assert_eq!(user.run(Op::Listen { fd: listener, backlog: 8 }), 0);
+        assert_eq!(user.run(Op::Connect { fd: client, addr, addr_len }), 0);
+        user.sim.world.config.faults.no_descriptors = Chance::ALWAYS;
+        assert_eq!(user.run(accept), -libc::EMFILE);
+        assert_eq!(user.socket(), -libc::EMFILE);
+        user.sim.world.config.faults.no_descriptors = Chance::NEVER;
+        let server = user.run(accept);
+        assert!(server >= 0, "the connection is lost: {server}");
+        user.sim.world.config.faults.refused = Chance::ALWAYS;
+        assert_eq!(user.run(Op::Connect { fd: other, addr, addr_len }), -libc::ECONNREFUSED);
+        user.sim.world.config.faults.refused = Chance::NEVER;
+        assert_eq!(user.run(Op::Connect { fd: other, addr, addr_len }), 0);
+        for fd in [listener, client, other, server] {
+            assert_eq!(user.run(Op::Close { fd }), 0);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_fails_is_as_it_was() {
+    let mut user = User::new(Config::new(18));
+    let path = c"/file".as_ptr();
+    let (dir, flags, mode) = (libc::AT_FDCWD, libc::O_RDWR | libc::O_CREAT, 0o600);
+    let mut room = [0; 16];
+    // SAFETY: all memory outlives the engine.
+    unsafe {
+        let fd = user.run(Op::Open { dir, path, flags, mode });
+        let write = |bytes: &'static [u8]| {
+            let (buf, len) = (bytes.as_ptr(), bytes.len());
+            Op::Write { fd, buf, len, offset: 0 }
+        };
+        assert_eq!(user.run(write(b"kept")), 4);
+        user.sim.world.config.faults.io_error = Chance::ALWAYS;
+        assert_eq!(user.run(write(b"lost")), -libc::EIO);
+        assert_eq!(user.run(Op::Sync { fd, data_only: false }), -libc::EIO);
+        assert_eq!(user.run(Op::Open { dir, path, flags, mode }), -libc::EIO);
+        user.sim.world.config.faults = Faults::NONE;
+        let read = Op::Read { fd, buf: room.as_mut_ptr(), len: 16, offset: 0 };
+        assert_eq!(user.run(read), 4);
+        assert_eq!(&room[..4], b"kept");
+        assert_eq!(user.run(Op::Close { fd }), 0);
+    }
+}
+
+#[test]
+fn completions_of_a_turn_change_places_and_timers_are_late_and_never_early() {
+    let mut config = Config::new(19);
+    config.faults.reorder = Chance::ALWAYS;
+    config.faults.late_completion = Chance::percent(50);
+    let mut user = User::new(config);
+    let (mut late, mut swapped) = (0, 0);
+    for _ in 0..50 {
+        let deadline = user.sim.now() + Duration::from_millis(1);
+        // SAFETY: timers name no memory.
+        let keys = [(); 8].map(|()| unsafe { user.submit(Op::Timer { deadline }) }.unwrap_err());
+        let mut landed = Vec::new();
+        while landed.len() < keys.len() {
+            let before = landed.len();
+            user.sim.turn(Wait::Forever, &mut landed).unwrap();
+            assert!(user.sim.now() >= deadline, "early");
+            late += usize::from(before > 0);
+            swapped += usize::from(!landed[before..].is_sorted_by_key(|one| one.key.index()));
+        }
+    }
+    assert!(late > 0, "no timer is late");
+    assert!(swapped > 0, "the order is always that of the submissions");
+}
+
+#[test]
 fn a_late_cancel_may_come_too_late() {
     let mut config = Config::new(15);
     config.faults.late_cancel = Chance::ALWAYS;
