@@ -14,7 +14,7 @@ use crate::world::{Client, for_each_seed};
 #[expect(dead_code, reason = "it has a main of its own")]
 mod server;
 
-const LINES: usize = 20;
+const LINES: usize = 40;
 
 /// Who heard what, in which order.
 type Heard = Mutex<BTreeMap<usize, Vec<String>>>;
@@ -28,8 +28,8 @@ fn all_hear_the_same_in_the_same_order() {
         let talkers = world.random.usize(2..=4);
         let heard = Heard::default();
         let ready = kapok::sync::Semaphore::new(0);
-        // One that never reads again may be there; the others must not notice for long.
-        let deaf = world.random.bool();
+        // Some that never read again may come; the others must not notice for long.
+        let deaf = world.random.usize(0..=3);
         let breaks = world.breaks;
         kapok::scope(|scope| {
             for number in 0..talkers {
@@ -37,9 +37,9 @@ fn all_hear_the_same_in_the_same_order() {
                 let (heard, ready) = (&heard, &ready);
                 scope.spawn_local(move || talk(client, address, number, talkers, ready, heard));
             }
-            if deaf {
+            for number in 0..deaf {
                 let client = Client::of(world);
-                scope.spawn_local(move || stop_reading(client, address));
+                scope.spawn_local(move || stop_reading(client, address, number));
             }
         });
         room.cancel();
@@ -169,14 +169,16 @@ fn conversation(
     told
 }
 
-/// Joins, and reads no more.
-fn stop_reading(client: Client, address: SocketAddr) {
+/// Joins at some time, and reads no more.
+fn stop_reading(mut client: Client, address: SocketAddr, number: usize) {
+    let pause = Duration::from_millis(client.random.u64(0..500));
+    kapok::sleep(pause).expect("nobody cancels");
     let Some(stream) = client.connect(address) else { return };
     let mut line = String::new();
     if client.allow(BufReader::new(&stream).read_line(&mut line)).is_none() {
         return;
     }
-    if client.allow((&stream).write_all(b"deaf\n")).is_none() {
+    if client.allow((&stream).write_all(format!("deaf{number}\n").as_bytes())).is_none() {
         return;
     }
     kapok::sleep(Duration::from_secs(20)).expect("nobody cancels");

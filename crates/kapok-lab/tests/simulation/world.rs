@@ -38,6 +38,8 @@ pub(crate) fn run(seed: u64, body: fn(&mut World)) {
     // Every other network breaks nothing: there every byte must arrive.
     let breaks = random.bool();
     let mut config = Config::new(seed);
+    config.buffer_bytes = 1 << random.u32(6..=16);
+    config.stuck_after = Some(Duration::from_secs(5));
     config.faults = if breaks { Faults::some() } else { Faults::benign() };
     let runtime = Runtime::builder().simulation(config).build().expect("a simulated runtime");
     runtime.run(move || body(&mut World { random, breaks }));
