@@ -180,7 +180,7 @@ impl World {
             return Attempt::Done(error);
         }
         let is_unix = domain == libc::AF_UNIX;
-        let at = if attempt.at_once { self.now } else { self.arrival(is_unix, 0) };
+        let at = self.arrival(is_unix, 0);
         if let Some(stream) = self.stream(id) {
             stream.state = State::Connecting(None);
         }

@@ -1,6 +1,5 @@
 //! The engine over a world: who waits for what, what lands when, and the clock.
 
-use std::fmt::Write as _;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use crate::sim::pending::{Pending, Side, Stage, Table};
 use crate::sim::random::Random;
 use crate::sim::schedule::Event;
 use crate::sim::world::{Attempt, Id, Try, World, flags_of};
-use crate::sys::{landed as errno_of, poll_one};
 
 /// What a turn takes.
 const TURN: u64 = 1_000;
@@ -38,15 +36,15 @@ const TURN: u64 = 1_000;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Sim {
-    world: World,
-    table: Table,
+    pub(super) world: World,
+    pub(super) table: Table,
     landed: Completions,
-    in_flight: usize,
-    tower: BellTower,
+    pub(super) in_flight: usize,
+    pub(super) tower: BellTower,
     began: Instant,
     digest: Digest,
     /// Rings come from other threads too: they must not change what the world draws.
-    bell_random: Random,
+    pub(super) bell_random: Random,
     /// A ring that was held back is heard now.
     is_rung: bool,
 }
@@ -100,13 +98,17 @@ impl Sim {
 
     /// Acts out an operation at once, without faults and without waiting: for the side of a test
     /// that is not tested. Results are those of a non-blocking call: `-EAGAIN` for what would wait.
-    /// Connections, bytes and datagrams still take the latency of the network to arrive.
+    /// Bytes and datagrams still take the latency of the network to arrive; a connect does not.
     ///
     /// # Safety
     ///
     /// Memory named by `op` is valid, and unaliased (shared, if it is only read), for this call.
     pub unsafe fn perform(&mut self, op: &Op) -> i32 {
         let faults = std::mem::take(&mut self.world.config.faults);
+        let latency = self.world.config.latency.clone();
+        if matches!(op, Op::Connect { .. }) {
+            self.world.config.latency = Duration::ZERO..=Duration::ZERO;
+        }
         let res = match op {
             Op::Nop => 0,
             Op::Timer { deadline } if *deadline > self.now() => -libc::EAGAIN,
@@ -115,7 +117,7 @@ impl Sim {
             _ if op.is_immediate() => unsafe { self.world.act(op) },
             _ => {
                 let mut progress = 0;
-                let attempt = Try { op, progress: &mut progress, most: usize::MAX, at_once: true };
+                let attempt = Try { op, progress: &mut progress, most: usize::MAX };
                 // SAFETY: as above.
                 match unsafe { self.world.attempt(attempt) } {
                     Attempt::Done(res) => res,
@@ -135,6 +137,7 @@ impl Sim {
             }
         };
         self.world.config.faults = faults;
+        self.world.config.latency = latency;
         self.settle();
         res
     }
@@ -164,7 +167,7 @@ impl Sim {
         }
     }
 
-    fn land(&mut self, pending: &Pending, res: i32) {
+    pub(super) fn land(&mut self, pending: &Pending, res: i32) {
         self.note(2, pending.key, &pending.op, res);
         // SAFETY: the key lands now, so its memory was lent up to here.
         unsafe { self.note_bytes(&pending.op, res) };
@@ -244,7 +247,7 @@ impl Sim {
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { world.attempt(Try { op, progress, most, at_once: false }) }
+        unsafe { world.attempt(Try { op, progress, most }) }
     }
 
     /// Starts an operation that may wait.
@@ -374,15 +377,12 @@ impl Sim {
     /// Serves all that was woken, and those it wakes in turn.
     fn settle(&mut self) {
         loop {
-            for fd in self.world.take_closed() {
-                let on_it: Vec<Key> = self
-                    .table
-                    .all()
-                    .filter(|pending| matches!(pending.stage, Stage::Waiting(_)))
-                    .filter(|pending| pending.op.fd() == Some(fd))
-                    .map(|pending| pending.key)
-                    .collect();
-                on_it.into_iter().for_each(|key| self.give_up(key, -libc::EBADF));
+            for (fd, id) in self.world.take_closed() {
+                for key in self.table.waiting(id) {
+                    if self.table.get(key).is_some_and(|pending| pending.op.fd() == Some(fd)) {
+                        self.give_up(key, -libc::EBADF);
+                    }
+                }
             }
             match self.world.next_woken() {
                 Some(id) => self.serve(id),
@@ -444,81 +444,6 @@ impl Sim {
 
     fn nanos(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Whether somebody has rung, and is heard now.
-    fn hears(&mut self) -> bool {
-        let was_rung = !self.tower.fall_asleep();
-        self.tower.wake_up();
-        if was_rung && self.bell_random.happens(self.world.config.faults.late_bell) {
-            let delay = self.bell_random.nanos(&self.world.config.delay);
-            self.world.schedule.add(self.world.now + delay, Event::Bell);
-            return false;
-        }
-        was_rung
-    }
-
-    /// Asks the kernel about descriptors that are not of this world.
-    fn look_outside(&mut self) {
-        for key in self.table.outside().to_vec() {
-            let Some(Pending { op: Op::Poll { fd, events }, .. }) = self.table.get(key) else {
-                continue;
-            };
-            match poll_one(*fd, *events, 0) {
-                0 => {}
-                res => {
-                    if let Some(pending) = self.table.remove(key) {
-                        self.land(&pending, res);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits for what does not come from this world: the bell, and descriptors of others.
-    fn wait_outside(&mut self) {
-        if !self.tower.fall_asleep() {
-            self.tower.wake_up();
-            return;
-        }
-        let bell = libc::pollfd { fd: self.tower.fd(), events: libc::POLLIN, revents: 0 };
-        let mut fds = vec![bell];
-        for key in self.table.outside().to_vec() {
-            if let Some(Pending { op: Op::Poll { fd, events }, .. }) = self.table.get(key) {
-                fds.push(libc::pollfd { fd: *fd, events: events.0, revents: 0 });
-            }
-        }
-        let limit = self.world.config.stuck_after;
-        let timeout = limit.map_or(-1, |limit| limit.as_millis().min(i32::MAX as u128) as i32);
-        // SAFETY: as many entries as the vector has.
-        let seen = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
-        self.tower.wake_up();
-        if fds[0].revents != 0 {
-            self.tower.drain();
-        }
-        let is_interrupted = seen < 0 && errno_of(-1) == -libc::EINTR;
-        if seen == 0 && !is_interrupted {
-            panic!("{}", self.stuck());
-        }
-        self.look_outside();
-    }
-
-    /// What there is to say of a world in which nothing can happen any more.
-    fn stuck(&self) -> String {
-        let mut text = format!(
-            "nothing can happen any more in the simulation with seed {}, at {:?}, with {} \
-             operations pending:",
-            self.seed(),
-            self.elapsed(),
-            self.in_flight
-        );
-        for pending in self.table.all().take(64) {
-            let _ = write!(text, "\n  {:?} {}", pending.key, pending.op.name());
-            if let Some(fd) = pending.op.fd() {
-                let _ = write!(text, " on descriptor {fd}");
-            }
-        }
-        text
     }
 
     /// Lets the world go on until something has landed, the bell rings or the wait is over.
@@ -606,8 +531,10 @@ impl Engine for Sim {
 
     fn turn(&mut self, wait: Wait, out: &mut Completions) -> io::Result<()> {
         self.world.now += TURN;
-        self.world.notice_closed();
-        self.settle();
+        if self.landed.is_empty() {
+            self.world.notice_closed();
+            self.settle();
+        }
         self.is_rung = self.hears();
         self.run_due();
         self.look_outside();

@@ -84,6 +84,9 @@ impl World {
         flags: i32,
         mode: libc::mode_t,
     ) -> Result<i32, i32> {
+        if self.random.happens(self.config.faults.io_error) {
+            return Err(-libc::EIO);
+        }
         let (full, names_directory) = self.resolve(dir, path)?;
         self.has_descriptor()?;
         let wants_directory = flags & libc::O_DIRECTORY != 0;

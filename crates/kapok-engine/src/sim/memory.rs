@@ -95,7 +95,7 @@ impl Regions {
     /// # Safety
     ///
     /// The memory is lent, and was written to: it is what a send reads, or what [`put`](Self::put)
-    /// or [`fill`](Self::fill) wrote.
+    /// wrote.
     pub(super) unsafe fn get(&self, count: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count.min(self.len()));
         for region in &self.0 {

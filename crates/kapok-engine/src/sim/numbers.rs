@@ -23,6 +23,10 @@ struct Number {
 #[derive(Default)]
 pub(super) struct Numbers {
     open: BTreeMap<RawFd, Number>,
+    /// Numbers that were seen to be closed because they turned up anew. They are told of with the
+    /// others that were closed: which number is reused first is up to the process, and must not
+    /// make a difference.
+    reused: Vec<(RawFd, Number)>,
     serial: u64,
 }
 
@@ -45,8 +49,7 @@ impl Numbers {
             epoch: descriptors::epoch(fd),
             serial: self.serial,
         };
-        let before = self.open.insert(fd, number);
-        debug_assert!(before.is_none(), "{fd} was closed and is not noticed");
+        self.reused.extend(self.open.insert(fd, number).map(|before| (fd, before)));
     }
 
     /// Forgets a number and says what it stood for.
@@ -54,24 +57,27 @@ impl Numbers {
         self.open.remove(&fd).map(|number| number.object)
     }
 
-    /// The numbers that were closed without the engine, in the order in which they were made.
+    /// The numbers that were closed without the engine, and what they stood for, in the order in
+    /// which they were made.
     ///
     /// What one Kapok object owns is closed after it was retired, so nobody has closed a number
     /// whose epoch stands still. Of all others the kernel is asked.
-    pub(super) fn closed(&mut self) -> Vec<RawFd> {
-        let mut closed: Vec<(u64, RawFd)> = Vec::new();
+    pub(super) fn closed(&mut self) -> Vec<(RawFd, Id)> {
+        let mut gone = std::mem::take(&mut self.reused);
+        let mut closed = Vec::new();
         for (&fd, number) in &mut self.open {
             let epoch = descriptors::epoch(fd);
             if epoch.is_owned() && epoch == number.epoch {
                 continue;
             }
             if number.backing.is_none() || backing(fd) != number.backing {
-                closed.push((number.serial, fd));
+                closed.push(fd);
             }
             number.epoch = epoch;
         }
-        closed.sort_unstable();
-        closed.into_iter().map(|(_, fd)| fd).collect()
+        gone.extend(closed.into_iter().filter_map(|fd| Some((fd, self.open.remove(&fd)?))));
+        gone.sort_unstable_by_key(|(_, number)| number.serial);
+        gone.into_iter().map(|(fd, number)| (fd, number.object)).collect()
     }
 }
 

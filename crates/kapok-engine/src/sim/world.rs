@@ -45,8 +45,6 @@ pub(super) struct Try<'a> {
     pub(super) progress: &'a mut i32,
     /// The most bytes that this attempt may move.
     pub(super) most: usize,
-    /// Nothing takes any time: a connect does not travel, it is there or not.
-    pub(super) at_once: bool,
 }
 
 pub(super) struct World {
@@ -62,8 +60,8 @@ pub(super) struct World {
     last_id: Id,
     /// Objects of which something has changed, so that those who wait on them must try again.
     woken: VecDeque<Id>,
-    /// Descriptors that were closed, with whoever still waits on them.
-    closed: Vec<RawFd>,
+    /// Numbers that were closed, and what they stood for.
+    closed: Vec<(RawFd, Id)>,
 }
 
 impl World {
@@ -122,7 +120,7 @@ impl World {
     }
 
     /// The descriptors that were closed since this was asked last.
-    pub(super) fn take_closed(&mut self) -> Vec<RawFd> {
+    pub(super) fn take_closed(&mut self) -> Vec<(RawFd, Id)> {
         std::mem::take(&mut self.closed)
     }
 
@@ -142,7 +140,9 @@ impl World {
 
     /// Whether another descriptor may be made.
     pub(super) fn has_descriptor(&mut self) -> Result<(), i32> {
-        self.notice_closed();
+        if self.config.descriptor_limit.is_some() {
+            self.notice_closed();
+        }
         let full = self.config.descriptor_limit.is_some_and(|limit| self.numbers.len() >= limit);
         if full || self.random.happens(self.config.faults.no_descriptors) {
             return Err(-libc::EMFILE);
@@ -160,14 +160,14 @@ impl World {
 
     /// Takes in what was closed without the engine.
     pub(super) fn notice_closed(&mut self) {
-        for fd in self.numbers.closed() {
-            self.forget(fd, false);
+        for (fd, id) in self.numbers.closed() {
+            self.let_go(fd, id, false);
         }
     }
 
-    fn forget(&mut self, fd: RawFd, reset: bool) {
-        let Some(id) = self.numbers.remove(fd) else { return };
-        self.closed.push(fd);
+    /// A number that stood for an object does so no more.
+    fn let_go(&mut self, fd: RawFd, id: Id, reset: bool) {
+        self.closed.push((fd, id));
         let Some(object) = self.objects.get_mut(&id) else { return };
         object.descriptors -= 1;
         if object.descriptors == 0 {
@@ -187,12 +187,13 @@ impl World {
     }
 
     fn close(&mut self, fd: RawFd) -> i32 {
-        self.notice_closed();
         if self.numbers.object(fd).is_none() {
             return -libc::EBADF;
         }
         let reset = numbers::resets_on_close(fd);
-        self.forget(fd, reset);
+        if let Some(id) = self.numbers.remove(fd) {
+            self.let_go(fd, id, reset);
+        }
         numbers::close(fd)
     }
 

@@ -1,16 +1,16 @@
 //! Connections: made, refused, waited for, accepted by one of many.
 
-use std::net::TcpStream;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kapok_engine::Kind;
 
 use crate::driver::{Driver, PATIENCE};
 use crate::sockets::{
-    Address, Descriptor, Directory, Ownership, is_close_on_exec, landed_descriptor, put,
-    raw_recv_soon, socket, tcp_listener, tcp_socket,
+    Address, Descriptor, Directory, Ownership, is_close_on_exec, landed_descriptor, listen,
+    local_address, put, raw_recv_soon, remove_name, socket, tcp_client, tcp_listener, tcp_socket,
+    udp_socket, unix_client, unix_listener,
 };
+use crate::world::{now, since};
 
 /// Listening and connecting sockets have `O_NONBLOCK`: the contract says so.
 const NONBLOCKING: [Ownership; 2] = [Ownership::Foreign, Ownership::Owned];
@@ -38,19 +38,18 @@ fn accept_fills_the_address(kind: Kind) {
         let mut driver = Driver::new(kind);
         let (listener, address) = tcp_listener(ownership);
         for there_before in [true, false] {
-            let early = there_before.then(|| TcpStream::connect(address).unwrap());
+            let early = there_before.then(|| tcp_client(address));
             let accept = driver.accept_with_address(listener.fd());
             let client = early.unwrap_or_else(|| {
                 driver.still_pending(accept);
-                TcpStream::connect(address).unwrap()
+                tcp_client(address)
             });
             let landed = driver.wait_for(accept);
             let accepted = landed_descriptor(landed.ok());
             let peer = landed.lent.address.as_ref().unwrap();
-            assert_eq!(peer.as_inet(), client.local_addr().unwrap());
+            assert_eq!(peer.as_inet(), local_address(client.fd()).as_inet());
             assert!(is_close_on_exec(accepted.fd()), "an accepted socket is not close-on-exec");
             put(accepted.fd(), b"hello");
-            let client = Descriptor::foreign(client);
             assert_eq!(raw_recv_soon(client.fd(), 16), b"hello");
         }
     }
@@ -60,7 +59,7 @@ fn accept_without_address(kind: Kind) {
     let mut driver = Driver::new(kind);
     let (listener, address) = tcp_listener(Ownership::Owned);
     let accept = driver.accept(listener.fd());
-    let _client = TcpStream::connect(address).unwrap();
+    let _client = tcp_client(address);
     let accepted = landed_descriptor(driver.wait_for(accept).ok());
     assert!(is_close_on_exec(accepted.fd()));
 }
@@ -76,12 +75,12 @@ fn accept_cuts_the_address_to_the_room(kind: Kind) {
         addr_len: &raw mut room.len,
     };
     let accept = driver.submit(op, crate::driver::Lent::address(room));
-    let client = TcpStream::connect(address).unwrap();
+    let client = tcp_client(address);
     let landed = driver.wait_for(accept);
     drop(landed_descriptor(landed.ok()));
     let room = landed.lent.address.as_ref().unwrap();
     assert_eq!(room.len as usize, size_of::<libc::sockaddr_in>(), "not the address's real length");
-    let mut whole = Address::inet(client.local_addr().unwrap());
+    let mut whole = Address::inet(local_address(client.fd()).as_inet());
     // SAFETY: both are addresses of at least eight bytes.
     unsafe {
         let given = (&raw const room.storage).cast::<[u8; 8]>().read();
@@ -98,7 +97,7 @@ fn accept_waits(kind: Kind) {
         for _ in 0..10 {
             let accept = driver.accept(listener.fd());
             driver.settle();
-            let client = TcpStream::connect(address).unwrap();
+            let client = tcp_client(address);
             drop(landed_descriptor(driver.wait_for(accept).ok()));
             drop(client);
         }
@@ -112,10 +111,10 @@ fn accept_unix(kind: Kind) {
     let directory = Directory::new();
     let path = directory.join("socket");
     let mut driver = Driver::new(kind);
-    let listener = Descriptor::new(UnixListener::bind(&path).unwrap().into(), Ownership::Owned);
+    let listener = unix_listener(&path, Ownership::Owned);
     let accept = driver.accept_with_address(listener.fd());
     driver.still_pending(accept);
-    let _client = UnixStream::connect(&path).unwrap();
+    let _client = unix_client(&path);
     let landed = driver.wait_for(accept);
     drop(landed_descriptor(landed.ok()));
     let peer = landed.lent.address.as_ref().unwrap();
@@ -130,7 +129,7 @@ fn accept_many_at_once(kind: Kind) {
     let accept = driver.accept(listener.fd());
     driver.settle();
     // One edge, twenty connections.
-    let clients: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let clients: Vec<_> = (0..20).map(|_| tcp_client(address)).collect();
     let mut accepted = vec![landed_descriptor(driver.wait_for(accept).ok())];
     while accepted.len() < clients.len() {
         let accept = driver.accept(listener.fd());
@@ -138,7 +137,7 @@ fn accept_many_at_once(kind: Kind) {
     }
     let accept = driver.accept(listener.fd());
     driver.still_pending(accept);
-    let _last = TcpStream::connect(address).unwrap();
+    let _last = tcp_client(address);
     drop(landed_descriptor(driver.wait_for(accept).ok()));
 }
 
@@ -148,8 +147,9 @@ fn each_connection_goes_to_one_accept(kind: Kind) {
         let (listener, address) = tcp_listener(ownership);
         let accepts: Vec<_> = (0..10).map(|_| driver.accept_with_address(listener.fd())).collect();
         driver.settle();
-        let clients: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
-        let mut expected: Vec<_> = clients.iter().map(|c| c.local_addr().unwrap()).collect();
+        let clients: Vec<_> = (0..10).map(|_| tcp_client(address)).collect();
+        let mut expected: Vec<_> =
+            clients.iter().map(|c| local_address(c.fd()).as_inet()).collect();
         let landed = driver.wait_for_all(&accepts);
         let mut peers: Vec<_> = landed
             .iter()
@@ -169,20 +169,15 @@ fn accept_without_descriptors_left(kind: Kind) {
     let (listener, address) = tcp_listener(Ownership::Owned);
     let warm = driver.accept(listener.fd());
     driver.settle();
-    let first = TcpStream::connect(address).unwrap();
+    let first = tcp_client(address);
     drop(landed_descriptor(driver.wait_for(warm).ok()));
-    let client = TcpStream::connect(address).unwrap();
+    let client = tcp_client(address);
     // SAFETY: plain integers, and pointers to a local.
     let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
     // SAFETY: as above.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
     // Nothing below this number is free.
-    let probe = first.try_clone().unwrap();
-    let full = {
-        use std::os::fd::AsRawFd as _;
-        probe.as_raw_fd()
-    };
-    drop(probe);
+    let full = first.duplicate().fd();
     let none = libc::rlimit { rlim_cur: full as libc::rlim_t, ..limit };
     // SAFETY: a pointer to a local.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) }, 0);
@@ -196,7 +191,7 @@ fn accept_without_descriptors_left(kind: Kind) {
     let landed = driver.wait_for(accept);
     drop(landed_descriptor(landed.ok()));
     let peer = landed.lent.address.as_ref().unwrap().as_inet();
-    assert_eq!(peer, client.local_addr().unwrap());
+    assert_eq!(peer, local_address(client.fd()).as_inet());
 }
 
 fn connect_and_talk(kind: Kind) {
@@ -226,7 +221,7 @@ fn connect_refused(kind: Kind) {
     for ownership in NONBLOCKING {
         let mut driver = Driver::new(kind);
         // Bound, so that nobody else listens there, but not listening.
-        let bound = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let bound = udp_socket(Ownership::Foreign);
         let (listener, address) = tcp_listener(ownership);
         drop(listener);
         let socket = tcp_socket(ownership);
@@ -258,7 +253,7 @@ fn connect_unix(kind: Kind) {
         let nowhere = new();
         let connect = driver.connect(nowhere.fd(), Address::unix(&directory.join("nowhere")));
         driver.wait_for(connect).failed_with(&[libc::ENOENT]);
-        let listener = Descriptor::foreign(UnixListener::bind(&path).unwrap());
+        let listener = unix_listener(&path, Ownership::Foreign);
         let client = new();
         let connect = driver.connect(client.fd(), Address::unix(&path));
         assert_eq!(driver.wait_for(connect).ok(), 0);
@@ -271,15 +266,13 @@ fn connect_unix(kind: Kind) {
         let late = new();
         let connect = driver.connect(late.fd(), Address::unix(&path));
         driver.wait_for(connect).failed_with(&[libc::ECONNREFUSED]);
-        std::fs::remove_file(&path).unwrap();
+        remove_name(&path);
     }
 }
 
 fn connect_datagram(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = server.local_addr().unwrap();
-    let server = Descriptor::foreign(server);
+    let (server, address) = udp_socket(Ownership::Foreign);
     let client = socket(libc::AF_INET, libc::SOCK_DGRAM, Ownership::Owned);
     let connect = driver.connect(client.fd(), Address::inet(address));
     assert_eq!(driver.wait_for(connect).ok(), 0);
@@ -306,8 +299,7 @@ fn fill_backlog(
     listener: &Descriptor,
     address: std::net::SocketAddr,
 ) -> (Vec<Descriptor>, kapok_engine::Key) {
-    // SAFETY: listen takes no memory. A second call changes the backlog.
-    assert_eq!(unsafe { libc::listen(listener.fd(), 0) }, 0);
+    listen(listener.fd(), 0);
     let mut sockets = Vec::new();
     loop {
         assert!(sockets.len() < 16, "the backlog has no end");
@@ -329,9 +321,9 @@ fn connect_to_a_full_backlog(kind: Kind) {
     // Room is made; the next retransmission, a second later or three, finds it.
     let mut accepted = Vec::new();
     let mut accept = driver.accept(listener.fd());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = now() + PATIENCE;
     while accepted.len() < sockets.len() {
-        assert!(Instant::now() < deadline, "the last connection does not come");
+        assert!(now() < deadline, "the last connection does not come");
         driver.progress(deadline);
         if let Some(landed) = driver.take(accept) {
             accepted.push(landed_descriptor(landed.ok()));
@@ -348,10 +340,10 @@ fn connect_cancelled(kind: Kind) {
     let mut driver = Driver::new(kind);
     let (listener, address) = tcp_listener(Ownership::Owned);
     let (sockets, waiting) = fill_backlog(&mut driver, &listener, address);
-    let start = Instant::now();
+    let start = now();
     let landed = driver.cancel_and_wait(waiting);
     assert!(landed.was_cancelled() || landed.ok() == 0);
-    assert!(start.elapsed() < Duration::from_secs(10), "the cancel waits for the connect");
+    assert!(since(start) < Duration::from_secs(10), "the cancel waits for the connect");
     drop(sockets);
     // Before its first turn.
     let (listener, address) = tcp_listener(Ownership::Owned);

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kapok_engine::{Engine as _, Kind, Wait};
 
 use crate::driver::Driver;
 use crate::isolated::{doing, scale};
 use crate::sockets::{put, unix_pair};
+use crate::world::{is_simulated, now, since};
 
 /// Later than this, it was not the bell that ended the wait.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -28,7 +29,9 @@ fn ends_a_wait(kind: Kind) {
     for busy in [false, true] {
         let (a, _b) = unix_pair();
         let recv = busy.then(|| driver.recv(a.fd(), 16));
-        for wait in [Wait::Forever, Wait::Until(Instant::now() + Duration::from_secs(1000))] {
+        // A simulated clock does not wait for other threads: it is at the end of a limit at once.
+        let limit = Wait::Until(now() + Duration::from_secs(1000));
+        for wait in [Wait::Forever, if is_simulated() { Wait::Forever } else { limit }] {
             let rung = Arc::new(AtomicUsize::new(0));
             let ringer = {
                 let (bell, rung) = (driver.engine().bell(), Arc::clone(&rung));
@@ -38,12 +41,12 @@ fn ends_a_wait(kind: Kind) {
                     bell.ring();
                 })
             };
-            let start = Instant::now();
+            let start = now();
             // It may wake for nothing, but the ring must wake it.
             while rung.load(Ordering::Acquire) == 0 {
                 assert!(driver.turn(wait).is_empty());
             }
-            assert!(start.elapsed() < PROMPT);
+            assert!(since(start) < PROMPT);
             ringer.join().unwrap();
             driver.turn(Wait::No);
         }
@@ -58,9 +61,9 @@ fn rung_before_the_turn(kind: Kind) {
     let bell = driver.engine().bell();
     for _ in 0..100 {
         bell.ring();
-        let start = Instant::now();
+        let start = now();
         assert!(driver.turn(Wait::Forever).is_empty());
-        assert!(start.elapsed() < PROMPT);
+        assert!(since(start) < PROMPT);
     }
     // The very first turn of an engine.
     let mut driver = Driver::new(kind);
@@ -80,9 +83,9 @@ fn rung_many_times(kind: Kind) {
         assert!(driver.turn(Wait::Forever).is_empty());
         // The rings are used up: now it sleeps again, but for a wake-up or two.
         if driver.sleeps() {
-            let until = Instant::now() + Duration::from_millis(2);
+            let until = now() + Duration::from_millis(2);
             let mut turns = 0;
-            while Instant::now() < until {
+            while now() < until {
                 driver.turn(Wait::Until(until));
                 turns += 1;
             }
@@ -105,10 +108,10 @@ fn does_not_hide_what_lands(kind: Kind) {
         assert_eq!(driver.wait_for(recv).bytes(), b"x");
     }
     // However often it is rung, the loop comes to its completions and timers.
-    let timer = driver.timer(Instant::now() + Duration::from_millis(3));
-    let deadline = Instant::now() + PROMPT;
+    let timer = driver.timer(now() + Duration::from_millis(3));
+    let deadline = now() + PROMPT;
     while !driver.has_landed(timer) {
-        assert!(Instant::now() < deadline, "rings starve a timer");
+        assert!(now() < deadline, "rings starve a timer");
         bell.ring();
         driver.turn(Wait::Forever);
     }
@@ -117,7 +120,7 @@ fn does_not_hide_what_lands(kind: Kind) {
     driver.settle();
     put(b.fd(), b"x");
     while !driver.has_landed(recv) {
-        assert!(Instant::now() < deadline, "rings starve a receive");
+        assert!(now() < deadline, "rings starve a receive");
         bell.ring();
         driver.turn(Wait::Forever);
     }

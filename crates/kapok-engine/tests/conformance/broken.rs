@@ -20,6 +20,7 @@ conformance! {
 fn engine(kind: Kind, submission_entries: u32) -> AnyEngine {
     let mut config = Config::default();
     config.submission_entries = submission_entries;
+    config.simulation = Some(crate::world::simulation(0));
     AnyEngine::new(kind, &config).unwrap()
 }
 

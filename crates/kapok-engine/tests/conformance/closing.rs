@@ -10,8 +10,8 @@ use kapok_engine::{Kind, Op, Readiness};
 
 use crate::driver::{Driver, Landed};
 use crate::sockets::{
-    Descriptor, Ownership, Transport, close_number, is_open, landed_descriptor, pipe, put,
-    raw_recv, stream_pair, tcp_listener,
+    Descriptor, Ownership, Transport, close_number, is_open, landed_descriptor, local_address,
+    pipe, put, raw_recv, stream_pair, tcp_client, tcp_listener,
 };
 
 conformance! {
@@ -301,7 +301,7 @@ fn listener_number_reused(kind: Kind) {
         let number = listener.fd();
         let accept = driver.accept(listener.fd());
         driver.still_pending(accept);
-        let client = std::net::TcpStream::connect(address).unwrap();
+        let client = tcp_client(address);
         drop(landed_descriptor(driver.wait_for(accept).ok()));
         drop(client);
         // With an accept pending, closed by the engine.
@@ -314,12 +314,12 @@ fn listener_number_reused(kind: Kind) {
         let (listener, address) = tcp_listener(ownership);
         let listener = if listener.fd() == number { listener } else { listener.move_to(number) };
         // The connection is there before the engine knows of the listener.
-        let client = std::net::TcpStream::connect(address).unwrap();
+        let client = tcp_client(address);
         let accept = driver.accept_with_address(listener.fd());
         let landed = driver.wait_for(accept);
         let accepted = landed_descriptor(landed.ok());
         let peer = landed.lent.address.as_ref().unwrap().as_inet();
-        assert_eq!(peer, client.local_addr().unwrap());
+        assert_eq!(peer, local_address(client.fd()).as_inet());
         drop(accepted);
         assert!(raw_recv(listener.fd(), 1).is_err(), "a listener has no bytes");
     }

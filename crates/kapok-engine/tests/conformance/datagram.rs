@@ -1,12 +1,11 @@
 //! Datagrams: boundaries, addresses, truncation.
 
-use std::net::UdpSocket;
-
 use kapok_engine::{Kind, Wait};
 
 use crate::driver::Driver;
 use crate::sockets::{
     Address, Descriptor, Directory, Message, Ownership, datagram_pairs, pattern, put, raw_recv,
+    udp_socket, unix_datagram,
 };
 
 conformance! {
@@ -24,9 +23,9 @@ conformance! {
 
 fn over_all(kind: Kind, body: fn(&mut Driver, &Descriptor, &Descriptor)) {
     for ownership in Ownership::ALL {
+        let mut driver = Driver::new(kind);
         for (name, a, b) in datagram_pairs(ownership) {
             crate::isolated::doing(format_args!("{name} datagrams, {ownership:?}"));
-            let mut driver = Driver::new(kind);
             body(&mut driver, &a, &b);
         }
     }
@@ -106,10 +105,7 @@ fn truncated(kind: Kind) {
 fn addresses(kind: Kind) {
     for ownership in Ownership::ALL {
         let mut driver = Driver::new(kind);
-        let a = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let b = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (a_address, b_address) = (a.local_addr().unwrap(), b.local_addr().unwrap());
-        let (a, b) = (Descriptor::new(a.into(), ownership), Descriptor::new(b.into(), ownership));
+        let ((a, a_address), (b, b_address)) = (udp_socket(ownership), udp_socket(ownership));
         let recv = driver.recv_message(b.fd(), Message::room(&[10, 10]), 0);
         driver.still_pending(recv);
         let to = Some(Address::inet(b_address));
@@ -144,9 +140,7 @@ fn addresses(kind: Kind) {
 fn unix_addresses(kind: Kind) {
     let directory = Directory::new();
     let (here, there) = (directory.join("here"), directory.join("there"));
-    let a = std::os::unix::net::UnixDatagram::bind(&here).unwrap();
-    let b = std::os::unix::net::UnixDatagram::bind(&there).unwrap();
-    let (a, b) = (Descriptor::foreign(a), Descriptor::foreign(b));
+    let (a, b) = (unix_datagram(&here), unix_datagram(&there));
     let mut driver = Driver::new(kind);
     let recv = driver.recv_message(b.fd(), Message::room(&[64]), 0);
     driver.still_pending(recv);
@@ -180,11 +174,11 @@ fn peek(kind: Kind) {
 fn refused(kind: Kind) {
     for ownership in Ownership::ALL {
         let mut driver = Driver::new(kind);
-        let (a, b) = crate::sockets::udp_pair();
-        let a = Descriptor::new(a.into(), ownership);
+        let (a, b) = crate::sockets::udp_pair(ownership);
         let recv = driver.recv(a.fd(), 16);
         driver.still_pending(recv);
         drop(b);
+        driver.turn(Wait::No);
         let send = driver.send(a.fd(), b"anyone?");
         assert_eq!(driver.wait_for(send).ok(), 7);
         driver.wait_for(recv).failed_with(&[libc::ECONNREFUSED]);

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
 use std::os::fd::RawFd;
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use kapok_engine::{
@@ -16,6 +17,7 @@ use kapok_engine::{
 
 use crate::isolated::doing;
 use crate::sockets::{Address, Message};
+use crate::world::{self, now};
 
 /// How long the driver waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -101,8 +103,8 @@ struct Slot {
 }
 
 pub(crate) struct Driver {
-    /// First, so that it is gone before the memory it was lent. `None` only while dropping.
-    engine: Option<AnyEngine>,
+    /// Gone before the memory it was lent. `None` only while dropping.
+    engine: Option<NonNull<AnyEngine>>,
     pub(crate) kind: Kind,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -127,13 +129,16 @@ impl Driver {
         Driver::with(kind, &config)
     }
 
+    /// A driver in a simulated world of its own.
+    pub(crate) fn in_world(world: &kapok_engine::sim::Config) -> Driver {
+        let mut config = Config::default();
+        config.simulation = Some(world.clone());
+        Driver::with(Kind::Sim, &config)
+    }
+
     fn with(kind: Kind, config: &Config) -> Driver {
-        let engine = AnyEngine::new(kind, config)
-            .unwrap_or_else(|error| panic!("the {kind} engine cannot be made: {error}"));
-        assert_eq!(engine.in_flight(), 0, "a new engine has nothing in flight");
-        assert_eq!(engine.kind().to_string(), kind.to_string(), "the engine is of another kind");
-        Driver {
-            engine: Some(engine),
+        let mut driver = Driver {
+            engine: NonNull::new(world::engine(kind, config)),
             kind,
             slots: Vec::new(),
             free: Vec::new(),
@@ -142,11 +147,17 @@ impl Driver {
             pending: 0,
             over_at_once: false,
             quarantine: VecDeque::new(),
-        }
+        };
+        let engine = driver.engine();
+        assert_eq!(engine.in_flight(), 0, "a new engine has nothing in flight");
+        assert_eq!(engine.kind().to_string(), kind.to_string(), "the engine is of another kind");
+        driver
     }
 
     pub(crate) fn engine(&mut self) -> &mut AnyEngine {
-        self.engine.as_mut().expect("the engine lives as long as the driver")
+        let mut engine = self.engine.expect("the engine lives as long as the driver");
+        // SAFETY: it is this driver's until `end`, and whoever acts beside it is not within a call.
+        unsafe { engine.as_mut() }
     }
 
     /// Whether waiting costs this engine no processor time.
@@ -264,8 +275,8 @@ impl Driver {
 
     /// Turns for about this long, so that what would land wrongly has the time to.
     pub(crate) fn linger(&mut self, duration: Duration) {
-        let end = Instant::now() + duration;
-        while Instant::now() < end {
+        let end = now() + duration;
+        while now() < end {
             self.turn(Wait::Until(end));
         }
     }
@@ -308,7 +319,7 @@ impl Driver {
 
     #[track_caller]
     pub(crate) fn wait_for_within(&mut self, key: Key, patience: Duration) -> Landed {
-        let deadline = Instant::now() + patience;
+        let deadline = now() + patience;
         loop {
             if let Some(landed) = self.take(key) {
                 return landed;
@@ -317,7 +328,7 @@ impl Driver {
             let (op, _) = op.unwrap_or_else(|| panic!("{key:?} is neither landed nor pending"));
             let op = *op;
             assert!(
-                Instant::now() < deadline,
+                now() < deadline,
                 "{op:?} as {key:?} has not landed in {patience:?} on {}, with {} in flight",
                 self.kind,
                 self.pending
@@ -369,10 +380,16 @@ impl Driver {
 
     /// Drops the engine with all that is in flight and returns the memory that was lent.
     pub(crate) fn drop_engine(mut self) -> Vec<Lent> {
-        drop(self.engine.take());
+        self.end();
         self.pending = 0;
         let slots = std::mem::take(&mut self.slots);
         slots.into_iter().filter_map(|slot| slot.pending.map(|(_, lent)| lent)).collect()
+    }
+
+    fn end(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            world::end(engine.as_ptr());
+        }
     }
 
     // The operations, each with memory of its own.
@@ -479,7 +496,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // The test failed already. The process ends now; its memory must last until then.
-            std::mem::forget(self.engine.take());
+            self.engine = None;
             std::mem::forget(std::mem::take(&mut self.slots));
             return;
         }
@@ -487,7 +504,7 @@ impl Drop for Driver {
             assert_eq!(self.pending, 0, "the test left operations in flight");
             let late = self.turn(Wait::No);
             assert!(late.is_empty(), "landed though nothing was in flight: {late:?}");
-            drop(self.engine.take());
+            self.end();
         }
         while !self.quarantine.is_empty() {
             self.check_quarantine_front();

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use kapok_engine::{AnyEngine, Config, Kind};
 
+use crate::world::{self, NOT_SIMULATED};
+
 /// Set in the child, to the name of its test.
 const CHILD: &str = "KAPOK_CONFORMANCE_CHILD";
 /// The line by which the child proves that it ran the test and not nothing at all.
@@ -47,7 +49,17 @@ pub(crate) fn run(kind: Kind, path: &str, body: fn(Kind)) {
         run_here(kind, name, body);
         return;
     }
-    if let Err(error) = AnyEngine::new(kind, &Config::default()) {
+    if kind == Kind::Sim {
+        let test = name.strip_suffix("::sim").unwrap_or(name);
+        if let Some((_, reason)) = NOT_SIMULATED.iter().find(|(listed, _)| *listed == test) {
+            let line = format!("NOT SIMULATED {test}: {reason}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            return;
+        }
+    }
+    let mut config = Config::default();
+    config.simulation = Some(world::simulation(0));
+    if let Err(error) = AnyEngine::new(kind, &config) {
         assert!(matches!(kind, Kind::Uring), "the {kind} engine cannot be made: {error}");
         assert!(
             std::env::var_os("KAPOK_REQUIRE_URING").is_none_or(|value| value != "1"),
@@ -90,6 +102,9 @@ fn run_here(kind: Kind, name: &str, body: fn(Kind)) {
             unsafe { libc::_exit(3) };
         }
     });
+    if kind == Kind::Sim {
+        world::simulate(1);
+    }
     body(kind);
     drop(over);
     watchdog.join().expect("the watchdog does not panic");

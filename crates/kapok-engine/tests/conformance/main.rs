@@ -1,4 +1,5 @@
-//! The contract of [`Engine`](kapok_engine::Engine), tested on every engine.
+//! The contract of [`Engine`](kapok_engine::Engine), tested on every engine, the simulated one
+//! included: what there is not in its world is listed in [`world::NOT_SIMULATED`].
 //!
 //! Each test is a function of the engine's kind; [`conformance!`] makes of it one test for each
 //! kind, run in a process of its own (see [`isolated`]), so a failure names the test and the
@@ -18,6 +19,7 @@ macro_rules! conformance {
                 conformance!(@on $name poll Poll);
                 conformance!(@on $name select Select);
                 conformance!(@on $name busy Busy);
+                conformance!(@on $name sim Sim);
             }
         )+
     };
@@ -53,3 +55,4 @@ mod sharing;
 mod sockets;
 mod stream;
 mod timers;
+mod world;

@@ -1,11 +1,12 @@
 //! Pipes: waiting, atomic writes, ends; and that a blocking one does not block the loop.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kapok_engine::{Key, Kind, Op, Wait};
 
 use crate::driver::Driver;
 use crate::sockets::{Descriptor, Ownership, pattern, pipe, raw_write, set_nonblocking};
+use crate::world::now;
 
 conformance! {
     through,
@@ -103,11 +104,11 @@ fn fill(writer: &Descriptor, ownership_blocking: bool) -> usize {
 fn drain(driver: &mut Driver, reader: &Descriptor, writing: Key, in_the_pipe: usize) -> Vec<u8> {
     let mut got = Vec::new();
     let mut total = None;
-    let deadline = Instant::now() + crate::driver::PATIENCE;
+    let deadline = now() + crate::driver::PATIENCE;
     while total.is_none_or(|total| got.len() < total) {
         let reading = read(driver, reader, 5000);
         while !driver.has_landed(reading) && !driver.has_landed(writing) {
-            assert!(Instant::now() < deadline, "neither the read nor the write goes on");
+            assert!(now() < deadline, "neither the read nor the write goes on");
             driver.progress(deadline);
         }
         if let Some(landed) = driver.take(writing) {
@@ -166,10 +167,10 @@ fn a_blocking_pipe_does_not_block_the_loop(kind: Kind) {
     // Two readers, one piece: whoever comes second must not call read(2) and stay there.
     let readings = [read(&mut driver, &reader, 16), read(&mut driver, &reader, 16)];
     driver.settle();
-    let timer = driver.timer(Instant::now() + Duration::from_millis(3));
+    let timer = driver.timer(now() + Duration::from_millis(3));
     assert_eq!(driver.wait_for(timer).ok(), 0);
     assert_eq!(raw_write(writer.fd(), b"one").unwrap(), 3);
-    let timer = driver.timer(Instant::now() + Duration::from_millis(3));
+    let timer = driver.timer(now() + Duration::from_millis(3));
     assert_eq!(driver.wait_for(timer).ok(), 0);
     let landed = readings.map(|key| driver.has_landed(key));
     assert_eq!(landed.iter().filter(|&&landed| landed).count(), 1, "one piece, {landed:?}");
@@ -182,7 +183,7 @@ fn a_blocking_pipe_does_not_block_the_loop(kind: Kind) {
     let first = read(&mut driver, &reader, 4096);
     assert_eq!(driver.wait_for(first).ok(), 4096);
     let writing = write(&mut driver, &writer, &pattern(filled, 200_000));
-    let timer = driver.timer(Instant::now() + Duration::from_millis(3));
+    let timer = driver.timer(now() + Duration::from_millis(3));
     assert_eq!(driver.wait_for(timer).ok(), 0);
     let got = drain(&mut driver, &reader, writing, filled - 4096);
     assert!(got == pattern(4096, got.len()), "the bytes are not those that were written");

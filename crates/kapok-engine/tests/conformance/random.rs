@@ -4,16 +4,18 @@
 //! pending per direction, so what a landing says fixes the positions: a byte that is lost, doubled
 //! or out of order is a wrong byte.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use kapok_engine::{Key, Kind, Readiness, Wait};
+use kapok_engine::{AnyEngine, Key, Kind, Readiness, Wait, sim};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config as Cases, TestRunner};
+use proptest::test_runner::{Config as Cases, RngAlgorithm, TestRng, TestRunner};
 
 use crate::driver::{Driver, Landed};
-use crate::isolated::{doing, scale};
+use crate::isolated::{self, doing, scale};
 use crate::sockets::{Descriptor, Ownership, Transport, pattern, shrink_send_buffer, stream_pair};
+use crate::world::{self, now};
 
 conformance! {
     commands,
@@ -74,15 +76,28 @@ struct End {
     recv_flags: i32,
 }
 
+/// What may go wrong beside what commands do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Faults {
+    None,
+    /// Nothing that breaks a connection or fails for good.
+    Benign,
+    /// TCP connections may be reset, and sends may find no memory.
+    All,
+}
+
 struct World {
     driver: Driver,
+    faults: Faults,
+    /// Whether a pair was told of a reset.
+    broken: [bool; PAIRS],
     ends: Vec<End>,
     timers: Vec<(Key, Instant)>,
     stale: Vec<Key>,
 }
 
 impl World {
-    fn new(mut driver: Driver) -> World {
+    fn new(mut driver: Driver, faults: Faults) -> World {
         let mut ends = Vec::new();
         for pair in 0..PAIRS {
             let ownership = Ownership::ALL[pair % 3];
@@ -102,7 +117,28 @@ impl World {
             }
         }
         driver.turn(Wait::No);
-        World { driver, ends, timers: Vec::new(), stale: Vec::new() }
+        World {
+            driver,
+            faults,
+            broken: [false; PAIRS],
+            ends,
+            timers: Vec::new(),
+            stale: Vec::new(),
+        }
+    }
+
+    /// Whether an operation on this end may fail like this, though nobody made it.
+    fn bears(&mut self, end: usize, res: i32) -> bool {
+        let pair = end / 2;
+        match -res {
+            libc::EINTR => self.faults != Faults::None,
+            libc::ENOBUFS => self.faults == Faults::All,
+            libc::ECONNRESET | libc::EPIPE if Transport::ALL[pair % 2] == Transport::Tcp => {
+                self.broken[pair] |= self.faults == Faults::All;
+                self.faults == Faults::All
+            }
+            _ => false,
+        }
     }
 
     fn is_open(&self, end: usize) -> bool {
@@ -123,6 +159,8 @@ impl World {
         if landed.res >= 0 {
             assert!(landed.ok() > 0 && landed.ok() <= self.ends[end].send_len);
             self.ends[end].sent += landed.ok();
+        } else if self.bears(end, landed.res) {
+            // Nothing was sent.
         } else if self.is_open(end ^ 1) {
             landed.failed_with(&[libc::ECANCELED]);
         } else {
@@ -136,6 +174,9 @@ impl World {
         self.stale.extend(self.ends[end].recv.take());
         let peer = end ^ 1;
         if landed.res < 0 {
+            if self.bears(end, landed.res) {
+                return landed.res == -libc::EINTR;
+            }
             if self.is_open(peer) {
                 landed.failed_with(&[libc::ECANCELED]);
             } else {
@@ -145,7 +186,9 @@ impl World {
         }
         let bytes = landed.bytes();
         if bytes.is_empty() {
-            assert!(!self.is_open(peer), "the end of a stream whose other end is open");
+            // The reset may have been told to a send that has not landed yet.
+            let is_over = !self.is_open(peer) || self.bears(end, -libc::ECONNRESET);
+            assert!(is_over, "the end of a stream whose other end is open");
             return false;
         }
         let at = self.ends[end].received;
@@ -170,7 +213,8 @@ impl World {
                 self.received(end, &landed);
             }
             if let Some(landed) = self.ends[end].poll.and_then(|key| self.driver.take(key)) {
-                assert!(landed.res > 0 || landed.was_cancelled(), "poll: {}", landed.res);
+                let is_well = landed.res > 0 || landed.was_cancelled();
+                assert!(is_well || self.bears(end, landed.res), "poll: {}", landed.res);
                 self.stale.extend(self.ends[end].poll.take());
             }
         }
@@ -180,7 +224,7 @@ impl World {
             None => true,
             Some(landed) => {
                 assert!(landed.was_cancelled() || landed.res == 0, "timer: {}", landed.res);
-                assert!(landed.was_cancelled() || Instant::now() >= deadline, "early");
+                assert!(landed.was_cancelled() || now() >= deadline, "early");
                 stale.push(key);
                 false
             }
@@ -209,7 +253,7 @@ impl World {
                 }
             }
             Command::Timer { micros } => {
-                let deadline = Instant::now() + Duration::from_micros(micros);
+                let deadline = now() + Duration::from_micros(micros);
                 self.timers.push((self.driver.timer(deadline), deadline));
             }
             Command::CancelSend { end } => {
@@ -240,7 +284,7 @@ impl World {
                 self.driver.turn(Wait::No);
             }
             Command::Wait { micros } => {
-                self.driver.turn(Wait::Until(Instant::now() + Duration::from_micros(micros)));
+                self.driver.turn(Wait::Until(now() + Duration::from_micros(micros)));
             }
         }
         self.collect();
@@ -258,12 +302,13 @@ impl World {
         }
         if let Some(key) = self.ends[end].poll.take() {
             let landed = self.driver.cancel_and_wait(key);
-            assert!(landed.res > 0 || landed.was_cancelled(), "poll: {}", landed.res);
+            let is_well = landed.res > 0 || landed.was_cancelled();
+            assert!(is_well || self.bears(end, landed.res), "poll: {}", landed.res);
         }
     }
 
     /// Stops everything, and receives all that was sent.
-    fn finish(mut self) {
+    fn finish(mut self) -> Driver {
         for end in 0..self.ends.len() {
             self.stop(end);
         }
@@ -287,14 +332,16 @@ impl World {
             }
             // A peer that was closed with something unread resets the stream, and TCP then drops
             // what was on its way.
-            if self.is_open(peer) {
+            if self.is_open(peer) && !self.broken[end / 2] {
                 assert_eq!(self.ends[end].received, self.ends[peer].sent, "bytes were lost");
                 let last = self.driver.recv(self.fd(end), 16);
                 self.driver.turn(Wait::No);
                 let landed = self.driver.cancel_and_wait(last);
-                assert!(landed.was_cancelled(), "more came than was sent: {}", landed.res);
+                let is_well = landed.was_cancelled() || self.bears(end, landed.res);
+                assert!(is_well, "more came than was sent: {}", landed.res);
             }
         }
+        self.driver
     }
 }
 
@@ -307,7 +354,7 @@ fn run(driver: fn(Kind) -> Driver, kind: Kind, cases: u32) {
     };
     TestRunner::new(config)
         .run(&vec(command(), 1..150), |commands| {
-            let mut world = World::new(driver(kind));
+            let mut world = World::new(driver(kind), Faults::None);
             for command in commands {
                 world.perform(command);
             }
@@ -315,6 +362,64 @@ fn run(driver: fn(Kind) -> Driver, kind: Kind, cases: u32) {
             Ok(())
         })
         .unwrap_or_else(|failure| panic!("{kind}: {failure}"));
+}
+
+/// Runs random commands in a world with faults, both from the seed, and returns the digest of all
+/// that happened.
+fn in_a_bad_world(seed: u64, faults: Faults) -> u64 {
+    doing(format_args!("seed {seed}: replay with KAPOK_SIM_SEED={seed}"));
+    let mut config = world::simulation(seed);
+    config.faults = match faults {
+        Faults::None => sim::Faults::NONE,
+        Faults::Benign => sim::Faults::benign(),
+        Faults::All => sim::Faults::some(),
+    };
+    // Small rooms are full more often.
+    config.buffer_bytes = [100, 4096, 65_536][seed as usize % 3];
+    if seed.is_multiple_of(2) {
+        config.latency = Duration::from_micros(20)..=Duration::from_micros(500);
+    }
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let cases = Cases { cases: 1, failure_persistence: None, ..Cases::default() };
+    let hash = Cell::new(0);
+    TestRunner::new_with_rng(cases, rng)
+        .run(&vec(command(), 1..150), |commands| {
+            let mut world = World::new(Driver::in_world(&config), faults);
+            for command in commands {
+                world.perform(command);
+            }
+            let mut driver = world.finish();
+            let AnyEngine::Sim(sim) = driver.engine() else { unreachable!() };
+            hash.set(sim.trace_hash());
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("replay with KAPOK_SIM_SEED={seed}: {failure}"));
+    hash.get()
+}
+
+/// The same commands in worlds with faults: each seed is another world.
+#[test]
+fn commands_in_bad_worlds() {
+    isolated::run(Kind::Sim, concat!(module_path!(), "::commands_in_bad_worlds"), |_| {
+        let one = std::env::var("KAPOK_SIM_SEED").ok();
+        let one = one.map(|seed| seed.parse::<u64>().expect("KAPOK_SIM_SEED is a number"));
+        // 2,000 of each sort, and 100,000 at full length.
+        let seeds = match one {
+            Some(seed) => seed..seed + 1,
+            None if scale() == 1 => 0..2_000,
+            None => 0..100_000,
+        };
+        for seed in seeds {
+            for faults in [Faults::Benign, Faults::All] {
+                let hash = in_a_bad_world(seed, faults);
+                if seed % 50 == 0 || one.is_some() {
+                    assert_eq!(in_a_bad_world(seed, faults), hash, "seed {seed} does not replay");
+                }
+            }
+        }
+    });
 }
 
 fn commands(kind: Kind) {

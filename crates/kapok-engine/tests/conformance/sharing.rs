@@ -1,6 +1,6 @@
 //! Several operations on one descriptor, and several descriptors of one file.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kapok_engine::{Kind, Wait};
 
@@ -8,6 +8,7 @@ use crate::driver::{Driver, PATIENCE};
 use crate::sockets::{
     Descriptor, Ownership, Transport, fill, pattern, put, raw_recv, shrink_send_buffer, stream_pair,
 };
+use crate::world::now;
 
 conformance! {
     each_byte_goes_to_one_receiver,
@@ -56,9 +57,9 @@ fn one_byte_wakes_one_receiver(kind: Kind) {
         for byte in 0..6u8 {
             driver.settle();
             put(b.fd(), &[byte]);
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = now() + PATIENCE;
             while !recvs.iter().any(|&recv| driver.has_landed(recv)) {
-                assert!(Instant::now() < deadline, "byte {byte} wakes nobody");
+                assert!(now() < deadline, "byte {byte} wakes nobody");
                 driver.progress(deadline);
             }
             driver.settle();
@@ -99,11 +100,11 @@ fn reader_and_writer_pend_together(kind: Kind) {
             put(b.fd(), b"for the reader");
             assert_eq!(driver.wait_for(recv).bytes(), b"for the reader");
             let recv = driver.recv(a.fd(), 64);
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = now() + PATIENCE;
             while !driver.has_landed(send) {
-                assert!(Instant::now() < deadline, "the send does not go on");
+                assert!(now() < deadline, "the send does not go on");
                 let _ = raw_recv(b.fd(), 65536);
-                driver.turn(Wait::Until(Instant::now() + Duration::from_millis(1)));
+                driver.turn(Wait::Until(now() + Duration::from_millis(1)));
             }
             sent += driver.wait_for(send).ok();
             driver.still_pending(recv);
@@ -122,11 +123,11 @@ fn senders_take_turns(kind: Kind) {
         let sends: Vec<_> = (1..=5u8).map(|byte| driver.send(a.fd(), &[byte; 500])).collect();
         driver.settle();
         let mut got = Vec::new();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = now() + PATIENCE;
         while !sends.iter().all(|&send| driver.has_landed(send)) {
-            assert!(Instant::now() < deadline, "a send does not go on");
+            assert!(now() < deadline, "a send does not go on");
             got.extend(raw_recv(b.fd(), 65536).unwrap_or_default());
-            driver.turn(Wait::Until(Instant::now() + Duration::from_millis(1)));
+            driver.turn(Wait::Until(now() + Duration::from_millis(1)));
         }
         let sent: Vec<_> = driver.wait_for_all(&sends).iter().map(|l| l.ok()).collect();
         let total = filled + sent.iter().sum::<usize>();

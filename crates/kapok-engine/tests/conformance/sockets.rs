@@ -2,14 +2,17 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use kapok_engine::Op;
 use kapok_engine::sys::descriptors;
+
+use crate::world::now;
+use crate::world::{act, act_once, is_simulated};
 
 /// Whose a descriptor is, as far as the engine knows, and whether it blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,19 +82,25 @@ impl Descriptor {
         let owned = self.owned;
         let fd = self.into_number();
         assert!(!is_open(number), "{number} is in use");
-        // SAFETY: the number is not open, so nobody's descriptor is replaced.
-        let moved = unsafe { libc::dup2(fd, number) };
-        assert_eq!(moved, number, "dup2: {}", io::Error::last_os_error());
+        // The lowest free number is the next: all below are taken until it is this one's turn.
+        let mut below = Vec::new();
+        let moved = loop {
+            match must(Op::Duplicate { fd }) {
+                next if next == number => break next,
+                next => below.push(next),
+            }
+        };
+        below.into_iter().for_each(close_number);
         close_number(fd);
         if owned {
-            descriptors::adopt(number);
+            descriptors::adopt(moved);
         }
-        Descriptor { fd: number, owned }
+        Descriptor { fd: moved, owned }
     }
 
     /// Another descriptor of the same open file.
     pub(crate) fn duplicate(&self) -> Descriptor {
-        self.duplicate_from(0)
+        Descriptor { fd: must(Op::Duplicate { fd: self.fd }), owned: false }
     }
 
     /// Another descriptor of the same open file, with the first free number from `lowest` on.
@@ -108,8 +117,7 @@ impl Drop for Descriptor {
         if self.owned {
             descriptors::retire(self.fd);
         }
-        // SAFETY: the number is this object's; a test that gave it away called `into_number`.
-        unsafe { libc::close(self.fd) };
+        crate::world::close(self.fd);
     }
 }
 
@@ -153,26 +161,86 @@ pub(crate) fn open_descriptors() -> usize {
     (0..4096).filter(|&fd| is_open(fd)).count()
 }
 
+/// The result of an operation of this world that must succeed.
+#[track_caller]
+fn must(op: Op) -> i32 {
+    let res = act(&op);
+    assert!(res >= 0, "{op:?}: {}", io::Error::from_raw_os_error(-res));
+    res
+}
+
+/// A new socket, which blocks.
+fn new_socket(domain: i32, kind: i32) -> OwnedFd {
+    let fd = must(Op::Socket { domain, kind, protocol: 0 });
+    // SAFETY: the operation made it, and nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn bind(fd: RawFd, address: &Address) {
+    must(Op::Bind { fd, addr: &raw const address.storage, addr_len: address.len });
+}
+
+fn connect(fd: RawFd, address: &Address) {
+    must(Op::Connect { fd, addr: &raw const address.storage, addr_len: address.len });
+}
+
+/// A listening socket, which blocks.
+fn listening(domain: i32, address: &Address) -> OwnedFd {
+    let listener = new_socket(domain, libc::SOCK_STREAM);
+    set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1i32);
+    bind(listener.as_raw_fd(), address);
+    must(Op::Listen { fd: listener.as_raw_fd(), backlog: 128 });
+    listener
+}
+
+/// Accepts the connection that is there: it, and its peer's address.
+pub(crate) fn accept(fd: RawFd) -> (Descriptor, SocketAddr) {
+    let mut room = Address::room();
+    let (addr, addr_len) = (&raw mut room.storage, &raw mut room.len);
+    let accepted = must(Op::Accept { fd, addr, addr_len });
+    (landed_descriptor(accepted as usize), room.as_inet())
+}
+
+/// The address that a socket is bound to.
+pub(crate) fn local_address(fd: RawFd) -> Address {
+    let mut room = Address::room();
+    let (addr, addr_len) = (&raw mut room.storage, &raw mut room.len);
+    must(Op::LocalAddress { fd, addr, addr_len });
+    room
+}
+
+fn any_port() -> Address {
+    Address::inet((Ipv4Addr::LOCALHOST, 0).into())
+}
+
 pub(crate) fn stream_pair(transport: Transport, ownership: Ownership) -> (Descriptor, Descriptor) {
-    let (a, b): (OwnedFd, OwnedFd) = match transport {
-        Transport::Unix => {
-            let (a, b) = UnixStream::pair().expect("a socket pair");
-            (a.into(), b.into())
-        }
-        Transport::Tcp => {
-            let (a, b) = tcp_pair();
-            (a.into(), b.into())
-        }
+    let (a, b) = match transport {
+        Transport::Unix => pair(libc::SOCK_STREAM),
+        Transport::Tcp => tcp_pair(),
     };
     (Descriptor::new(a, ownership), Descriptor::new(b, ownership))
 }
 
-pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind to loopback");
-    let client = TcpStream::connect(listener.local_addr().unwrap()).expect("connect to loopback");
-    let (server, _) = listener.accept().expect("accept");
-    client.set_nodelay(true).unwrap();
-    server.set_nodelay(true).unwrap();
+/// Two Unix sockets that are connected to each other.
+fn pair(kind: i32) -> (OwnedFd, OwnedFd) {
+    let mut fds = [-1; 2];
+    must(Op::SocketPair { kind, fds: &raw mut fds });
+    // SAFETY: the operation made them, and nobody else has them.
+    let [a, b] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    (a, b)
+}
+
+fn tcp_pair() -> (OwnedFd, OwnedFd) {
+    let listener = listening(libc::AF_INET, &any_port());
+    let client = new_socket(libc::AF_INET, libc::SOCK_STREAM);
+    connect(client.as_raw_fd(), &local_address(listener.as_raw_fd()));
+    let null = (std::ptr::null_mut(), std::ptr::null_mut());
+    let fd = must(Op::Accept { fd: listener.as_raw_fd(), addr: null.0, addr_len: null.1 });
+    // SAFETY: the operation made it, and nobody else has it.
+    let server = unsafe { OwnedFd::from_raw_fd(fd) };
+    for end in [&client, &server] {
+        set_option(end.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1i32);
+    }
     (client, server)
 }
 
@@ -180,44 +248,102 @@ pub(crate) fn unix_pair() -> (Descriptor, Descriptor) {
     stream_pair(Transport::Unix, Ownership::Foreign)
 }
 
+/// A TCP connection to a listener.
+pub(crate) fn tcp_client(address: SocketAddr) -> Descriptor {
+    let client = new_socket(libc::AF_INET, libc::SOCK_STREAM);
+    connect(client.as_raw_fd(), &Address::inet(address));
+    Descriptor::foreign(client)
+}
+
+/// A Unix connection to a listener.
+pub(crate) fn unix_client(path: &Path) -> Descriptor {
+    let client = new_socket(libc::AF_UNIX, libc::SOCK_STREAM);
+    connect(client.as_raw_fd(), &Address::unix(path));
+    Descriptor::foreign(client)
+}
+
+pub(crate) fn unix_listener(path: &Path, ownership: Ownership) -> Descriptor {
+    Descriptor::new(listening(libc::AF_UNIX, &Address::unix(path)), ownership)
+}
+
+/// Takes a Unix socket's name away. In a simulated world the name of a socket that is gone is free.
+pub(crate) fn remove_name(path: &Path) {
+    if !is_simulated() {
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// A UDP socket on loopback.
+pub(crate) fn udp_socket(ownership: Ownership) -> (Descriptor, SocketAddr) {
+    let socket = new_socket(libc::AF_INET, libc::SOCK_DGRAM);
+    bind(socket.as_raw_fd(), &any_port());
+    let address = local_address(socket.as_raw_fd()).as_inet();
+    (Descriptor::new(socket, ownership), address)
+}
+
+pub(crate) fn unix_datagram(path: &Path) -> Descriptor {
+    let socket = new_socket(libc::AF_UNIX, libc::SOCK_DGRAM);
+    bind(socket.as_raw_fd(), &Address::unix(path));
+    Descriptor::foreign(socket)
+}
+
 /// Two UDP sockets on loopback, connected to each other.
-pub(crate) fn udp_pair() -> (UdpSocket, UdpSocket) {
-    let a = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind to loopback");
-    let b = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind to loopback");
-    a.connect(b.local_addr().unwrap()).unwrap();
-    b.connect(a.local_addr().unwrap()).unwrap();
+pub(crate) fn udp_pair(ownership: Ownership) -> (Descriptor, Descriptor) {
+    let ((a, a_address), (b, b_address)) = (udp_socket(ownership), udp_socket(ownership));
+    connect(a.fd(), &Address::inet(b_address));
+    connect(b.fd(), &Address::inet(a_address));
     (a, b)
 }
 
 pub(crate) fn datagram_pairs(ownership: Ownership) -> [(&'static str, Descriptor, Descriptor); 2] {
-    let (a, b) = udp_pair();
-    let (c, d) = UnixDatagram::pair().expect("a socket pair");
-    [
-        ("udp", Descriptor::new(a.into(), ownership), Descriptor::new(b.into(), ownership)),
-        ("unix", Descriptor::new(c.into(), ownership), Descriptor::new(d.into(), ownership)),
-    ]
+    let (a, b) = udp_pair(ownership);
+    let (c, d) = pair(libc::SOCK_DGRAM);
+    [("udp", a, b), ("unix", Descriptor::new(c, ownership), Descriptor::new(d, ownership))]
 }
 
 /// A listening TCP socket on loopback, with `O_NONBLOCK`.
 pub(crate) fn tcp_listener(ownership: Ownership) -> (Descriptor, SocketAddr) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind to loopback");
-    let address = listener.local_addr().unwrap();
-    (Descriptor::new(listener.into(), ownership), address)
+    let listener = listening(libc::AF_INET, &any_port());
+    let address = local_address(listener.as_raw_fd()).as_inet();
+    (Descriptor::new(listener, ownership), address)
+}
+
+/// Changes how many connections may wait at a listener.
+pub(crate) fn listen(fd: RawFd, backlog: i32) {
+    must(Op::Listen { fd, backlog });
 }
 
 /// An unbound socket, with `O_NONBLOCK`.
 pub(crate) fn socket(domain: i32, kind: i32, ownership: Ownership) -> Descriptor {
-    // SAFETY: socket takes no memory; the descriptor is new and nobody else's.
-    let fd = unsafe {
-        let fd = libc::socket(domain, kind, 0);
-        assert!(fd >= 0, "socket: {}", io::Error::last_os_error());
-        OwnedFd::from_raw_fd(fd)
-    };
-    Descriptor::new(fd, ownership)
+    Descriptor::new(new_socket(domain, kind), ownership)
 }
 
 pub(crate) fn tcp_socket(ownership: Ownership) -> Descriptor {
     socket(libc::AF_INET, libc::SOCK_STREAM, ownership)
+}
+
+/// All of a file of this world.
+pub(crate) fn read_file(path: impl AsRef<Path>) -> Vec<u8> {
+    let file = open_file(path.as_ref(), libc::O_RDONLY);
+    let mut bytes = vec![0; 1 << 20];
+    let (buf, len) = (bytes.as_mut_ptr(), bytes.len());
+    let count = must(Op::Read { fd: file.fd(), buf, len, offset: 0 });
+    bytes.truncate(count as usize);
+    bytes
+}
+
+/// A new file of this world.
+pub(crate) fn write_file(path: impl AsRef<Path>, bytes: &[u8]) {
+    let file = open_file(path.as_ref(), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL);
+    let (buf, len) = (bytes.as_ptr(), bytes.len());
+    let count = must(Op::Write { fd: file.fd(), buf, len, offset: 0 });
+    assert_eq!(count as usize, len);
+}
+
+fn open_file(path: &Path, flags: i32) -> Descriptor {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    let fd = must(Op::Open { dir: libc::AT_FDCWD, path: path.as_ptr(), flags, mode: 0o640 });
+    landed_descriptor(fd as usize)
 }
 
 /// The reading and the writing end of a pipe.
@@ -252,10 +378,8 @@ pub(crate) fn shrink_send_buffer(fd: RawFd) {
 
 /// Sends without an engine and without waiting.
 pub(crate) fn raw_send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the pointer and the length are those of a slice.
-    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    let (buf, len, flags) = (bytes.as_ptr(), bytes.len(), libc::MSG_DONTWAIT);
+    act_once(&Op::Send { fd, buf, len, flags })
 }
 
 /// Sends all of `bytes`, which must fit.
@@ -267,22 +391,19 @@ pub(crate) fn put(fd: RawFd, bytes: &[u8]) {
 /// Receives without an engine and without waiting.
 pub(crate) fn raw_recv(fd: RawFd, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
-    // SAFETY: the pointer and the length are those of a vector.
-    let got = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), len, libc::MSG_DONTWAIT) };
-    if got < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    bytes.truncate(got as usize);
+    let (buf, flags) = (bytes.as_mut_ptr(), libc::MSG_DONTWAIT);
+    let got = act_once(&Op::Recv { fd, buf, len, flags })?;
+    bytes.truncate(got);
     Ok(bytes)
 }
 
 /// Receives what arrives within a while, without an engine.
 pub(crate) fn raw_recv_soon(fd: RawFd, len: usize) -> Vec<u8> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = now() + Duration::from_secs(10);
     loop {
         match raw_recv(fd, len) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                assert!(Instant::now() < deadline, "nothing arrived at {fd}");
+                assert!(now() < deadline, "nothing arrived at {fd}");
                 std::thread::sleep(Duration::from_micros(200));
             }
             other => return other.expect("recv"),
@@ -483,10 +604,6 @@ impl Directory {
         let path = std::env::temp_dir().join(format!("kapok-conformance-{}", std::process::id()));
         std::fs::create_dir(&path).unwrap_or_else(|e| panic!("mkdir {}: {e}", path.display()));
         Directory(path)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
     }
 
     pub(crate) fn join(&self, name: &str) -> PathBuf {

@@ -1,12 +1,13 @@
 //! Timers, and the time that a turn waits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kapok_engine::{Engine as _, Kind, Wait};
 
 use crate::driver::Driver;
 use crate::isolated::scale;
 use crate::sockets::{put, unix_pair};
+use crate::world::{now, since};
 
 /// Late by more than this is a failure even on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
@@ -45,14 +46,14 @@ fn not_early_and_not_very_late(kind: Kind) {
         assert!(now - deadline < LATE, "{:?} late", now - deadline);
     }
     // While it waits it sleeps.
-    let deadline = Instant::now() + Duration::from_millis(30);
+    let deadline = now() + Duration::from_millis(30);
     let timer = driver.timer(deadline);
     let mut turns = 0;
     while !driver.has_landed(timer) {
         driver.turn(Wait::Forever);
         turns += 1;
     }
-    assert!(Instant::now() >= deadline, "early");
+    assert!(now() >= deadline, "early");
     if driver.sleeps() {
         assert!(turns <= 40, "{turns} turns for one timer: it does not sleep");
     }
@@ -61,7 +62,7 @@ fn not_early_and_not_very_late(kind: Kind) {
 
 fn in_order(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let start = Instant::now();
+    let start = now();
     // 7 is prime to 50: every number once, shuffled.
     let mut timers: Vec<_> = (0..50u64)
         .map(|at| at * 7 % 50)
@@ -79,17 +80,17 @@ fn in_order(kind: Kind) {
 
 fn same_deadline(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let deadline = Instant::now() + Duration::from_millis(5);
+    let deadline = now() + Duration::from_millis(5);
     let timers: Vec<_> = (0..100).map(|_| driver.timer(deadline)).collect();
     for landed in driver.wait_for_all(&timers) {
         assert_eq!(landed.ok(), 0);
     }
-    assert!(Instant::now() >= deadline);
+    assert!(now() >= deadline);
 }
 
 fn past_deadline(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let now = Instant::now();
+    let now = now();
     for deadline in [now, now - Duration::from_millis(1), now - Duration::from_secs(1)] {
         let timer = driver.timer(deadline);
         if !driver.has_landed(timer) {
@@ -103,8 +104,8 @@ fn past_deadline(kind: Kind) {
 
 fn cancelled_before(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let far = Instant::now() + FAR[0];
-    let near = Instant::now() + Duration::from_millis(20);
+    let far = now() + FAR[0];
+    let near = now() + Duration::from_millis(20);
     // Before the first turn, and after.
     let timer = driver.timer(far);
     assert!(driver.cancel_and_wait(timer).was_cancelled());
@@ -113,7 +114,7 @@ fn cancelled_before(kind: Kind) {
     let kept = driver.timer(near);
     assert!(driver.cancel_and_wait(timer).was_cancelled());
     assert_eq!(driver.wait_for(kept).ok(), 0);
-    assert!(Instant::now() >= near);
+    assert!(now() >= near);
     // The earliest of several, the latest, and one in the middle.
     let timers: Vec<_> = (0..5).map(|at| driver.timer(far + Duration::from_secs(at))).collect();
     for at in [0, 4, 2, 1, 3] {
@@ -124,7 +125,7 @@ fn cancelled_before(kind: Kind) {
 fn cancelled_after(kind: Kind) {
     let mut driver = Driver::new(kind);
     // Over, but not taken: it lands once, with either.
-    let timer = driver.timer(Instant::now() + Duration::from_millis(1));
+    let timer = driver.timer(now() + Duration::from_millis(1));
     std::thread::sleep(Duration::from_millis(5));
     let landed = driver.cancel_and_wait(timer);
     assert!(landed.res == 0 || landed.was_cancelled(), "{}", landed.res);
@@ -135,13 +136,13 @@ fn cancelled_after(kind: Kind) {
 
 fn far_deadlines(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let now = Instant::now();
-    let far: Vec<_> = FAR.iter().map(|&far| driver.timer(now + far)).collect();
-    let near = driver.timer(Instant::now() + Duration::from_millis(5));
+    let start = now();
+    let far: Vec<_> = FAR.iter().map(|&far| driver.timer(start + far)).collect();
+    let near = driver.timer(now() + Duration::from_millis(5));
     assert_eq!(driver.wait_for(near).ok(), 0);
     // Nothing but far timers, and a wait as far: a byte ends it.
     let (a, b) = unix_pair();
-    for wait in FAR.map(|far| Wait::Until(now + far)).into_iter().chain([Wait::Forever]) {
+    for wait in FAR.map(|far| Wait::Until(start + far)).into_iter().chain([Wait::Forever]) {
         let recv = driver.recv(a.fd(), 8);
         driver.settle();
         let sender = {
@@ -170,7 +171,7 @@ fn far_deadlines(kind: Kind) {
 fn ten_thousand(kind: Kind) {
     let mut driver = Driver::new(kind);
     let count = 10_000 * scale() as u64;
-    let start = Instant::now();
+    let start = now();
     let timers: Vec<_> = (0..count)
         .map(|at| driver.timer(start + Duration::from_micros(at * 7919 % 50_000)))
         .collect();
@@ -182,28 +183,28 @@ fn ten_thousand(kind: Kind) {
         let cancelled = at % 3 == 0 && landed.was_cancelled();
         assert!(cancelled || landed.res == 0, "timer {at} landed with {}", landed.res);
     }
-    assert!(start.elapsed() >= Duration::from_micros(49_000));
+    assert!(since(start) >= Duration::from_micros(49_000));
     assert_eq!(driver.engine().in_flight(), 0);
 }
 
 fn end_any_wait(kind: Kind) {
     let mut driver = Driver::new(kind);
-    for wait in [Wait::Forever, Wait::Until(Instant::now() + FAR[0])] {
-        let deadline = Instant::now() + Duration::from_millis(3);
+    for wait in [Wait::Forever, Wait::Until(now() + FAR[0])] {
+        let deadline = now() + Duration::from_millis(3);
         let timer = driver.timer(deadline);
         while !driver.has_landed(timer) {
             driver.turn(wait);
         }
         assert_eq!(driver.wait_for(timer).ok(), 0);
-        assert!(deadline.elapsed() < LATE);
+        assert!(since(deadline) < LATE);
     }
     // A wait that ends before the timer leaves it alone.
-    let timer = driver.timer(Instant::now() + FAR[0]);
-    let until = Instant::now() + Duration::from_millis(5);
-    while Instant::now() < until {
+    let timer = driver.timer(now() + FAR[0]);
+    let until = now() + Duration::from_millis(5);
+    while now() < until {
         assert!(driver.turn(Wait::Until(until)).is_empty());
     }
-    assert!(until.elapsed() < LATE);
+    assert!(since(until) < LATE);
     assert!(driver.cancel_and_wait(timer).was_cancelled());
 }
 
@@ -214,13 +215,13 @@ fn wait_for_io_ends_on_time(kind: Kind) {
     for round in 0..20 {
         let recv = driver.recv(a.fd(), 8);
         if round % 2 == 0 {
-            let deadline = Instant::now() + Duration::from_millis(2);
+            let deadline = now() + Duration::from_millis(2);
             let timer = driver.timer(deadline);
             assert_eq!(driver.wait_for(timer).ok(), 0);
-            assert!(Instant::now() >= deadline && deadline.elapsed() < LATE);
+            assert!(now() >= deadline && since(deadline) < LATE);
             assert!(driver.cancel_and_wait(recv).was_cancelled());
         } else {
-            let timer = driver.timer(Instant::now() + FAR[0]);
+            let timer = driver.timer(now() + FAR[0]);
             driver.settle();
             put(b.fd(), b"x");
             assert_eq!(driver.wait_for(recv).bytes(), b"x");
@@ -233,12 +234,12 @@ fn wait_for_io_ends_on_time(kind: Kind) {
 fn slots_are_reused(kind: Kind) {
     let mut driver = Driver::new(kind);
     for round in 0..200u64 {
-        let old = driver.timer(Instant::now() + FAR[0]);
+        let old = driver.timer(now() + FAR[0]);
         if round % 2 == 0 {
             driver.turn(Wait::No);
         }
         assert!(driver.cancel_and_wait(old).was_cancelled());
-        let new = driver.timer(Instant::now() + Duration::from_micros(100));
+        let new = driver.timer(now() + Duration::from_micros(100));
         assert_eq!(new.index(), old.index(), "the slot was to be reused");
         driver.cancel(old);
         assert_eq!(driver.wait_for(new).ok(), 0);
@@ -247,10 +248,10 @@ fn slots_are_reused(kind: Kind) {
 
 fn disarmed(kind: Kind) {
     let mut driver = Driver::new(kind);
-    let far = Instant::now() + FAR[0];
+    let far = now() + FAR[0];
     for turned in [false, true] {
         let timer = driver.timer(far);
-        let kept = driver.timer(Instant::now() + Duration::from_millis(2));
+        let kept = driver.timer(now() + Duration::from_millis(2));
         if turned {
             driver.turn(Wait::No);
         }
@@ -275,7 +276,7 @@ fn disarmed(kind: Kind) {
     assert_eq!(driver.wait_for(recv).bytes(), b"x");
     let old = driver.timer(far);
     assert!(driver.disarm(old));
-    let new = driver.timer(Instant::now() + Duration::from_millis(1));
+    let new = driver.timer(now() + Duration::from_millis(1));
     assert_eq!(new.index(), old.index(), "the slot was to be reused");
     assert!(!driver.disarm(old), "a stale key");
     assert_eq!(driver.wait_for(new).ok(), 0);
@@ -286,7 +287,7 @@ fn disarm_races_with_the_deadline(kind: Kind) {
     let mut driver = Driver::new(kind);
     let (mut gone, mut went_off) = (0, 0);
     for round in 0..500 * scale() as u64 {
-        let timer = driver.timer(Instant::now() + Duration::from_micros(round % 20));
+        let timer = driver.timer(now() + Duration::from_micros(round % 20));
         for _ in 0..round % 4 {
             driver.turn(Wait::No);
         }
