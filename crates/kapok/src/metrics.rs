@@ -134,7 +134,7 @@ pub struct FiberCounts {
     pub ended: u64,
     /// Those of them that ended by a panic.
     pub panicked: u64,
-    /// Fibers that did not end when their loop closed.
+    /// Fibers that did not end when their loop closed, or whose memory a ring held when it died.
     pub abandoned: u64,
     /// Fibers that were dropped before they started: their loop closed, or there was no stack.
     pub discarded: u64,

@@ -1,6 +1,8 @@
 //! Echo: what comes back is what was sent, all of it, in its order.
 
-use std::net::{Shutdown, SocketAddr};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use kapok_lab::Protocol;
 
@@ -20,22 +22,17 @@ pub(crate) fn converse(mut client: Client, address: SocketAddr) {
     let Some(stream) = client.connect(address) else { return };
     let mut bytes = vec![0; client.random.usize(0..20_000)];
     client.random.fill(&mut bytes);
-    // Some go without a word in the midst of it.
-    let leaves = client.random.u8(..) < 25;
-    let sent_bytes = if leaves { bytes.len() / 2 } else { bytes.len() };
-    let mut sender = Client { random: client.random.fork(), breaks: client.breaks };
-    let (stream, bytes) = (&stream, &bytes);
-    let (sent, received, ended) = kapok::scope(|scope| {
-        let sending = scope.spawn_local(move || {
-            sender.send(stream, &bytes[..sent_bytes])?;
-            if leaves { Some(()) } else { sender.allow(stream.shutdown(Shutdown::Write)) }
-        });
-        let (received, ended) = if leaves { (Vec::new(), false) } else { client.receive(stream) };
-        (sending.join().expect("no panic"), received, ended)
-    });
+    // Some go without a word in the midst of it, and have not listened.
+    if client.random.u8(..) < 25 {
+        let half = &bytes[..bytes.len() / 2];
+        let patience = Duration::from_secs(1);
+        let _ = kapok::timeout(patience, || (&stream).write_all(half));
+        return;
+    }
+    let (sent, received, ended) = client.exchange(&stream, &bytes, true);
     assert!(bytes.starts_with(&received), "what came back is not what was sent");
-    if !client.breaks && !leaves {
-        assert!(sent.is_some() && ended, "nothing breaks on this network");
+    if !client.breaks {
+        assert!(sent && ended, "nothing breaks on this network");
         assert_eq!(received.len(), bytes.len(), "bytes were lost");
     }
 }

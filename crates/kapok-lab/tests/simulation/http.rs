@@ -1,6 +1,6 @@
 //! HTTP: as many replies as requests, each whole, in their order.
 
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 
 use kapok_lab::Protocol;
 
@@ -47,17 +47,8 @@ fn converse(mut client: Client, address: SocketAddr) {
         40..60 => bytes.extend_from_slice(b"GET / HTTP/1.1\r\nHost: ka"),
         _ => {}
     }
-    let mut sender = Client { random: client.random.fork(), breaks: client.breaks };
-    let (stream, bytes) = (&stream, &bytes);
-    let (sent, mut received, ended) = kapok::scope(|scope| {
-        let sending = scope.spawn_local(move || {
-            sender.send(stream, bytes)?;
-            // Who has half a head to send waits for the server to lose its patience.
-            if end < 60 { Some(()) } else { sender.allow(stream.shutdown(Shutdown::Write)) }
-        });
-        let (received, ended) = client.receive(stream);
-        (sending.join().expect("no panic"), received, ended)
-    });
+    // Who has half a head to send waits for the server to lose its patience.
+    let (sent, mut received, ended) = client.exchange(&stream, &bytes, end >= 60);
     if end < 40 && received.len() > expected.len() {
         let refusal = received.split_off(expected.len());
         assert!(refusal.starts_with(b"HTTP/1.1 400 "), "{:?}", String::from_utf8_lossy(&refusal));
@@ -65,7 +56,7 @@ fn converse(mut client: Client, address: SocketAddr) {
     }
     assert!(expected.starts_with(&received), "replies that were not asked for, or broken ones");
     if !client.breaks {
-        assert!(sent.is_some() && ended, "nothing breaks on this network");
+        assert!(sent && ended, "nothing breaks on this network");
         assert_eq!(received.len(), expected.len(), "replies were lost");
     }
 }

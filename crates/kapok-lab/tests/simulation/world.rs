@@ -1,7 +1,7 @@
 //! One seed: a runtime on a simulated engine, and what is allowed to fail in it.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -42,7 +42,20 @@ pub(crate) fn run(seed: u64, body: fn(&mut World)) {
     config.stuck_after = Some(Duration::from_secs(5));
     config.faults = if breaks { Faults::some() } else { Faults::benign() };
     let runtime = Runtime::builder().simulation(config).build().expect("a simulated runtime");
-    runtime.run(move || body(&mut World { random, breaks }));
+    runtime.run(move || {
+        body(&mut World { random, breaks });
+        // What the servers' own limits end is over by then.
+        kapok::sleep(Duration::from_secs(120)).expect("nobody cancels the main fiber");
+        assert_eq!(live_fibers(), 1, "fibers are left behind");
+    });
+}
+
+/// How many fibers live on the calling thread's loop.
+fn live_fibers() -> u64 {
+    let thread = std::thread::current();
+    let metrics = kapok::metrics();
+    let here = metrics.loops.iter().find(|one| Some(one.thread.as_str()) == thread.name());
+    here.expect("a test runs on a thread with its name").counts.fibers.live
 }
 
 /// What a test of one seed draws from.
@@ -149,6 +162,25 @@ impl Client {
             }
             self.pause();
         }
+    }
+
+    /// Sends `bytes` while it receives what comes; shuts its side down in the end if `ends`. Whether
+    /// all was sent, what came, and whether it came to its end.
+    pub(crate) fn exchange(
+        &mut self,
+        stream: &TcpStream,
+        bytes: &[u8],
+        ends: bool,
+    ) -> (bool, Vec<u8>, bool) {
+        let mut sender = Client { random: self.random.fork(), breaks: self.breaks };
+        kapok::scope(|scope| {
+            let sending = scope.spawn_local(move || {
+                sender.send(stream, bytes)?;
+                if ends { sender.allow(stream.shutdown(Shutdown::Write)) } else { Some(()) }
+            });
+            let (received, ended) = self.receive(stream);
+            (sending.join().expect("no panic").is_some(), received, ended)
+        })
     }
 
     pub(crate) fn pause(&mut self) {
