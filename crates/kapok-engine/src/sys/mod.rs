@@ -1,12 +1,10 @@
 //! The one layer of system calls.
 
 pub mod descriptors;
-#[cfg(not(loom))]
 mod notifier;
 mod perform;
 mod sockets;
 
-#[cfg(not(loom))]
 pub use notifier::Notifier;
 pub use perform::perform;
 pub(crate) use perform::{connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option};

@@ -13,6 +13,7 @@ use socket2::{Domain, SockAddr, Type};
 use crate::fiber;
 use crate::op;
 use crate::runtime::Loop;
+use crate::sim;
 
 /// A descriptor that one Kapok object owns: see `kapok_engine::sys::descriptors`.
 ///
@@ -275,7 +276,14 @@ fn vector_count<N: TryFrom<usize> + Default>(count: usize) -> N {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        descriptors::retire(self.fd.as_raw_fd());
+        let fd = self.as_raw_fd();
+        descriptors::retire(fd);
+        if sim::with_world(|_| ()).is_some() {
+            // A simulated peer hears of it now. That there is nobody to tell of an error is as ever.
+            // SAFETY: it names no memory, and the number is used no more: dropped once, here.
+            let _ = unsafe { op::now(Op::Close { fd }) };
+            return;
+        }
         // SAFETY: dropped once, here; `into_owned` forgets the rest.
         unsafe { ManuallyDrop::drop(&mut self.fd) };
     }
