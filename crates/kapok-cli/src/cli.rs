@@ -200,6 +200,11 @@ where
     name.parse().map_err(|error: T::Err| error.to_string())
 }
 
+/// Whether `NO_COLOR` leaves colours to the terminal: it is unset, or empty (no-color.org).
+pub(crate) fn colours_allowed() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// A year.
 const MAX_SECONDS: f64 = 31_536_000.0;
 

@@ -34,15 +34,23 @@ pub(crate) fn run(options: &LoadOptions) -> io::Result<ExitCode> {
     bar.finish_and_clear();
     let report = report?;
 
-    let mut stdout = io::stdout().lock();
-    if options.json {
-        writeln!(stdout, "{}", serde_json::to_string(&report)?)?;
-    } else {
-        print(&mut stdout, &report)?;
-    }
-    stdout.flush()?;
     let sound = report.errors.total() == 0 && report.served == report.connections;
+    match write(options.json, &report) {
+        // The reader has seen enough. What became of the load is still told by the exit status.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        outcome => outcome?,
+    }
     Ok(ExitCode::from(if sound { 0 } else { 1 }))
+}
+
+fn write(json: bool, report: &LoadReport) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if json {
+        writeln!(stdout, "{}", serde_json::to_string(report)?)?;
+    } else {
+        print(&mut stdout, report)?;
+    }
+    stdout.flush()
 }
 
 /// A line that says what is going on; invisible where standard error is no terminal.

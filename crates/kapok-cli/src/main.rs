@@ -18,11 +18,9 @@ use cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_from_env("KAPOK_LOG").unwrap_or_else(|_| EnvFilter::new("warn")),
-        )
+        .with_env_filter(log_filter())
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(io::stderr().is_terminal() && cli::colours_allowed())
         .init();
     let outcome = match cli.command {
         Command::Serve(options) => serve::run(&options),
@@ -42,4 +40,17 @@ fn main() -> ExitCode {
             ExitCode::from(if misuse { 2 } else { 1 })
         }
     }
+}
+
+/// What `KAPOK_LOG` asks to be logged: warnings if it is unset, empty or wrong.
+fn log_filter() -> EnvFilter {
+    let warnings = || EnvFilter::new("warn");
+    let Some(filter) = std::env::var_os("KAPOK_LOG").filter(|filter| !filter.is_empty()) else {
+        return warnings();
+    };
+    let filter = filter.to_string_lossy();
+    EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+        eprintln!("kapok: KAPOK_LOG={filter}: {error}; only warnings are logged");
+        warnings()
+    })
 }

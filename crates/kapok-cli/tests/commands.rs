@@ -303,6 +303,32 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[test]
+fn a_failed_load_fails_even_if_nobody_reads_its_report() {
+    let served = Served::start(&["--model", "threads", "--protocol", "http", "--body", "13"]);
+    for (body, status) in [("14", 1), ("13", 0)] {
+        let script = format!(
+            "{} load {} --protocol http --body {body} --warmup 0 --seconds 0.2 2>/dev/null | true; \
+             exit ${{PIPESTATUS[0]}}",
+            env!("CARGO_BIN_EXE_kapok"),
+            served.addr
+        );
+        let piped = Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert_eq!(piped.status.code(), Some(status), "a body of {body}");
+    }
+    served.stop(libc::SIGTERM);
+}
+
+#[test]
+fn a_log_filter_that_is_wrong_is_named() {
+    let run = |filter: &str| kapok(&["doctor"]).env("KAPOK_LOG", filter).output().unwrap();
+    let complaint = text(&run("kapok=loud").stderr);
+    assert!(complaint.contains("KAPOK_LOG=kapok=loud"), "{complaint}");
+    for filter in ["", "kapok=error"] {
+        assert_eq!(text(&run(filter).stderr), "");
+    }
+}
+
+#[test]
 fn every_command_explains_itself_with_examples() {
     for command in ["serve", "load", "compare", "doctor"] {
         let help = output(&[command, "--help"]);

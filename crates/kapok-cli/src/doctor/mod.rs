@@ -95,7 +95,7 @@ fn forced_engine(name: &str) -> Finding {
 }
 
 fn print(out: &mut impl Write, findings: &[Finding]) -> io::Result<()> {
-    let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = io::stdout().is_terminal() && crate::cli::colours_allowed();
     for finding in findings {
         let (word, colour) = match finding.verdict {
             Verdict::Ok => ("ok  ", "32"),

@@ -6,13 +6,16 @@
 //!
 //! The tracer is a thread of its own, because only the thread that attached may handle the stops,
 //! and it waits for its own tracees only (`__WNOTHREAD`): it reaps nobody else's children. When it
-//! ends, the kernel detaches every tracee and lets it run on.
+//! ends, the kernel detaches every tracee and lets it run on. That is after the thread can be
+//! joined, and until then a wait for the process by another thread of ours would be answered with a
+//! stop of the trace: so the counter's drop waits until the kernel has done with the thread.
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -28,6 +31,8 @@ pub(super) struct TraceCounter {
 struct Shared {
     calls: AtomicU64,
     stop: AtomicBool,
+    /// The tracer's number in `/proc/self/task`.
+    tracer: AtomicI32,
 }
 
 impl TraceCounter {
@@ -36,14 +41,18 @@ impl TraceCounter {
         let (attached, answer) = mpsc::channel();
         let tracer = thread::Builder::new().name("kapok-tracer".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || match attach(pid) {
-                Ok(()) => {
-                    // The maker waits for this; that it is gone is not for the tracer to handle.
-                    let _ = attached.send(Ok(()));
-                    count(&shared);
-                }
-                Err(error) => {
-                    let _ = attached.send(Err(error));
+            move || {
+                // SAFETY: gettid takes nothing.
+                shared.tracer.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+                match attach(pid) {
+                    Ok(()) => {
+                        // The maker waits for this; that it is gone is not for the tracer to handle.
+                        let _ = attached.send(Ok(()));
+                        count(&shared);
+                    }
+                    Err(error) => {
+                        let _ = attached.send(Err(error));
+                    }
                 }
             }
         })?;
@@ -66,6 +75,12 @@ impl Drop for TraceCounter {
         if let Some(tracer) = self.tracer.take() {
             // A tracer that panicked is detached as well.
             let _ = tracer.join();
+            // The thread's number goes after its tracees went. (Where there is no /proc, this does
+            // not wait.)
+            let task = format!("/proc/self/task/{}", self.shared.tracer.load(Ordering::Relaxed));
+            while Path::new(&task).exists() {
+                thread::sleep(Duration::from_micros(20));
+            }
         }
     }
 }

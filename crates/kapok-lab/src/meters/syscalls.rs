@@ -170,4 +170,23 @@ mod tests {
             Ok(Box::new(move || Ok(counter.read())))
         });
     }
+
+    #[test]
+    fn a_dropped_tracer_holds_nobody() {
+        let mut idle = Command::new("sleep").arg("600").spawn().unwrap();
+        let traced = (0..500).try_for_each(|_| {
+            drop(TraceCounter::of(idle.id())?);
+            // A wait for a process that one of our threads still traces sees its stops.
+            let status = std::fs::read_to_string(format!("/proc/{}/status", idle.id()))?;
+            // No panic here, which would leave the process behind.
+            let free = status.contains("\nTracerPid:\t0\n");
+            if free { Ok(()) } else { Err(io::Error::other(status)) }
+        });
+        idle.kill().unwrap();
+        idle.wait().unwrap();
+        // An ordinary user may not trace everywhere.
+        if let Err::<(), io::Error>(error) = traced {
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+        }
+    }
 }

@@ -331,3 +331,51 @@ fn decimal(value: &[u8]) -> Option<u64> {
     }
     text.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Protocol, ServeConfig};
+
+    const LIMIT: usize = 256;
+
+    /// The replies to `input`, received in pieces of `piece` bytes.
+    fn replies(input: &[u8], piece: usize) -> Vec<u8> {
+        let config = ServeConfig {
+            protocol: Protocol::Http,
+            max_head_bytes: LIMIT,
+            buffer_bytes: 4 * LIMIT,
+            ..ServeConfig::default()
+        };
+        let mut http = Http::new(Workload::new(&config));
+        let mut replies = Vec::new();
+        for bytes in input.chunks(piece) {
+            if http.want() != Want::Read {
+                break;
+            }
+            http.space()[..bytes.len()].copy_from_slice(bytes);
+            http.received(bytes.len());
+            replies.extend_from_slice(http.pending());
+            http.sent(http.pending().len());
+        }
+        replies
+    }
+
+    #[test]
+    fn a_head_is_judged_by_what_is_within_the_limit_however_it_is_cut() {
+        let mut head = b"GET / HTTP/1.1\r\nX: ".to_vec();
+        head.resize(LIMIT, b'x');
+        // Beyond the limit is what no request may hold, and before it what would be too long.
+        let too_long = [head.clone(), b"\r\nb\0d\r\n\r\n".to_vec()].concat();
+        head[LIMIT - 1] = 0;
+        let bad = [head, b"\r\n\r\n".to_vec()].concat();
+        for (input, status) in [(too_long, "HTTP/1.1 431 "), (bad, "HTTP/1.1 400 ")] {
+            for piece in [1, 2, 100, LIMIT, LIMIT + 1, 2 * LIMIT] {
+                let replies = replies(&input, piece);
+                let replies = String::from_utf8_lossy(&replies);
+                assert!(replies.starts_with(status), "in pieces of {piece}: {replies}");
+                assert_eq!(replies.matches("HTTP/1.1 ").count(), 1, "{replies}");
+            }
+        }
+    }
+}

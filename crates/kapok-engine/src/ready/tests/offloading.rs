@@ -1,0 +1,116 @@
+//! What has no non-blocking form goes through threads.
+
+use super::*;
+
+over_all! {
+    files_go_through_threads,
+    pipes_and_terminals_that_block_do_not_block_the_loop,
+    dropping_waits_for_threads,
+}
+
+mod over_all {
+    use super::*;
+
+    pub(super) fn files_go_through_threads<S: Selector>() {
+        let mut engine = Ready::<S>::new().unwrap();
+        let dir = std::ffi::CString::new(std::env::temp_dir().to_str().unwrap()).unwrap();
+        let flags = libc::O_TMPFILE | libc::O_RDWR;
+        let open = Op::Open { dir: libc::AT_FDCWD, path: dir.as_ptr(), flags, mode: 0o600 };
+        assert_eq!(submit(&mut engine, 5, open), Submitted::Pending);
+        let fd = land(&mut engine, 1)[0].1;
+        assert!(fd >= 0, "{fd}");
+        let text = b"through a thread";
+        let (buf, len) = (text.as_ptr(), text.len());
+        let count = len as i32;
+        assert_eq!(result(&mut engine, Op::Write { fd, buf, len, offset: 4 }), count);
+        assert_eq!(result(&mut engine, Op::Sync { fd, data_only: false }), 0);
+        assert_eq!(result(&mut engine, Op::Sync { fd, data_only: true }), 0);
+        let mut back = [0u8; 32];
+        let buf = back.as_mut_ptr();
+        assert_eq!(result(&mut engine, Op::Read { fd, buf, len: 32, offset: 4 }), count);
+        assert_eq!(&back[..text.len()], text);
+        let offset = Op::CURRENT_POSITION;
+        assert_eq!(result(&mut engine, Op::Read { fd, buf, len: 32, offset }), count + 4);
+        assert_eq!(result(&mut engine, Op::Read { fd, buf, len: 32, offset }), 0);
+        // SAFETY: all zeros is one.
+        let mut metadata: RawMetadata = unsafe { std::mem::zeroed() };
+        assert_eq!(result(&mut engine, Op::Metadata { fd, out: &raw mut metadata }), 0);
+        assert_eq!(metadata.stx_size, u64::from(count as u32 + 4));
+        assert_eq!(result(&mut engine, Op::Close { fd }), 0);
+        assert_eq!(engine.in_flight(), 0);
+    }
+
+    pub(super) fn pipes_and_terminals_that_block_do_not_block_the_loop<S: Selector>() {
+        let mut engine = Ready::<S>::new().unwrap();
+        let read = |fd: &dyn Fn() -> RawFd, buf: &mut [u8]| Op::Read {
+            fd: fd(),
+            buf: buf.as_mut_ptr(),
+            len: buf.len(),
+            offset: Op::CURRENT_POSITION,
+        };
+        let mut buf = [0u8; 8];
+
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let op = read(&|| reader.as_raw_fd(), &mut buf);
+        assert_eq!(submit(&mut engine, 1, op), Submitted::Pending);
+        assert_quiet(&mut engine);
+        writer.write_all(b"pipe").unwrap();
+        assert_eq!(land(&mut engine, 1), [(1, 4)]);
+        drop(writer);
+        assert_eq!(result(&mut engine, op), 0);
+
+        // A terminal has no non-blocking form at all.
+        let (mut near, far) = (0, 0);
+        let mut far = far;
+        // SAFETY: openpty writes two descriptors; the rest may be null.
+        let res = unsafe {
+            libc::openpty(
+                &raw mut near,
+                &raw mut far,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+            )
+        };
+        assert_eq!(res, 0);
+        // SAFETY: they were just made.
+        let (near, far) = unsafe { (File::from_raw_fd(near), OwnedFd::from_raw_fd(far)) };
+        let op = read(&|| far.as_raw_fd(), &mut buf);
+        assert_eq!(submit(&mut engine, 2, op), Submitted::Pending);
+        assert_quiet(&mut engine);
+        (&near).write_all(b"tty\n").unwrap();
+        assert_eq!(land(&mut engine, 1), [(2, 4)]);
+
+        let (near, far) = UnixStream::pair().unwrap();
+        let op = read(&|| far.as_raw_fd(), &mut buf);
+        assert_eq!(submit(&mut engine, 3, op), Submitted::Pending);
+        (&near).write_all(b"sock").unwrap();
+        assert_eq!(land(&mut engine, 1), [(3, 4)]);
+        let write = Op::Write {
+            fd: far.as_raw_fd(),
+            buf: b"back".as_ptr(),
+            len: 4,
+            offset: Op::CURRENT_POSITION,
+        };
+        assert_eq!(result(&mut engine, write), 4);
+        assert_eq!(result(&mut engine, Op::Shutdown { fd: far.as_raw_fd(), how: 2 }), 0);
+        assert_eq!(result(&mut engine, write), -libc::EPIPE);
+    }
+
+    pub(super) fn dropping_waits_for_threads<S: Selector>() {
+        let mut engine = Ready::<S>::new().unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
+        // SAFETY: all zeros is one.
+        let mut metadata: Vec<RawMetadata> =
+            (0..64).map(|_| unsafe { std::mem::zeroed() }).collect();
+        for (index, out) in (0..).zip(&mut metadata) {
+            let op = Op::Metadata { fd: file.as_raw_fd(), out };
+            assert_eq!(submit(&mut engine, index, op), Submitted::Pending);
+        }
+        drop(engine);
+        // Each was either carried out or never will be.
+        let sizes: Vec<u64> = metadata.iter().map(|one| one.stx_size).collect();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(metadata.iter().map(|one| one.stx_size).eq(sizes));
+    }
+}
