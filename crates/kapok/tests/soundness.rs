@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -311,4 +311,41 @@ fn the_handle_of_a_fiber_that_was_left_behind_says_so() {
         });
         assert_eq!(outcome.recv_timeout(LONG), Ok(true));
     });
+}
+
+/// Offered to a loop before the runtime stopped, taken up when the loop was closing already.
+#[test]
+fn fibers_that_come_to_a_closing_loop_are_cancelled() {
+    for round in 0..200 {
+        let began = Instant::now();
+        let ended = Arc::new(AtomicUsize::new(0));
+        let drops = DropCount(Arc::clone(&ended));
+        let runtime = Runtime::builder().threads(2).close_limit(Duration::from_secs(20)).build();
+        runtime.unwrap().run(move || {
+            // Keeps the other loop, if that starts it, from ending at once.
+            let (started, mut has_started) = kapok::sync::oneshot::channel();
+            kapok::spawn(move || {
+                let _ = started.send(());
+                kapok::shield(|| kapok::sleep(Duration::from_millis(3))).unwrap();
+            })
+            .detach();
+            has_started.recv().unwrap();
+            kapok::spawn(move || {
+                let _drops = drops;
+                let (mut quiet, _peer) = kapok::net::UnixStream::pair().unwrap();
+                quiet.read(&mut [0; 8]).unwrap_err();
+            })
+            .detach();
+        });
+        assert!(began.elapsed() < Duration::from_secs(10), "round {round}: nobody cancelled it");
+        assert_eq!(ended.load(Ordering::SeqCst), 1, "round {round}");
+    }
+}
+
+struct DropCount(Arc<AtomicUsize>);
+
+impl Drop for DropCount {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }

@@ -116,6 +116,10 @@ impl Loop {
     }
 
     pub(super) fn start(&self, unstarted: Unstarted) {
+        if self.closing.get() {
+            // Another loop has offered it since those that were here were cancelled.
+            unstarted.fiber.request_cancel();
+        }
         let stack = self.stacks.borrow_mut().allocate(unstarted.fiber.stack_size);
         self.publish_stacks();
         let stack = match stack {
