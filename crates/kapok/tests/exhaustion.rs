@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use filter::Threads;
-use harness::{Watchdog, alone, in_child, run, scale, wait_until};
+use harness::{Watchdog, alone, engine, in_child, run, scale, wait_until};
 use kapok::net::{TcpListener, TcpStream, UnixStream};
 use kapok::server::{self, Server};
 use kapok::{EngineConfig, JoinError, Kind, Runtime};
@@ -91,7 +91,8 @@ fn rings_that_are_far_too_small_lose_nothing() {
         config.completion_entries = completions;
         let runtime = Runtime::builder().engine_config(config).build().unwrap();
         runtime.run(|| {
-            let count = scale(1000, 4000);
+            // Two descriptors each, and select(2) takes no number from 1,024 on.
+            let count = if engine() == Some(Kind::Select) { 200 } else { scale(1000, 4000) };
             let served = Rc::new(Cell::new(0));
             let (mut readers, mut cancelled, mut peers) = (Vec::new(), Vec::new(), Vec::new());
             for at in 0..count {
