@@ -1,6 +1,6 @@
 //! Chat: everybody hears every line of the others once, and all in the same order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -63,22 +63,42 @@ fn without(lines: &[String], number: usize) -> Vec<&String> {
 fn in_one_order(one: &[&String], other: &[&String], breaks: bool) {
     let common = one.len().min(other.len());
     if breaks {
-        assert_eq!(both_heard(one, other), both_heard(other, one), "not in one order");
+        let (one, other) = (whole(one), whole(other));
+        assert_eq!(both_heard(&one, &other), both_heard(&other, &one), "not in one order");
     } else {
         assert_eq!(one[..common], other[..common]);
         assert_eq!(one.len(), other.len(), "lines were lost or doubled");
     }
 }
 
-/// What is in `one` and in `other`. The beginning of a line can look like an earlier one: left out.
-fn both_heard<'a>(one: &[&'a String], other: &[&String]) -> Vec<&'a String> {
-    let mut heard: Vec<&String> = Vec::new();
-    for &line in one {
-        if other.contains(&line) && !heard.contains(&line) {
-            heard.push(line);
+/// What was surely said as it was heard. Whoever talks or hears may be cut off in mid-line, and the
+/// beginning of a line looks like an earlier one: of each talker, the lines that follow each other up
+/// to the first that does not, and the last of these not.
+fn whole<'a>(lines: &[&'a String]) -> Vec<&'a String> {
+    let mut last = BTreeMap::new();
+    let mut cut = BTreeSet::new();
+    let mut kept = Vec::new();
+    for &line in lines {
+        let (talker, said) = line.split_once(": ").unwrap_or((line, ""));
+        let number = said.strip_prefix("line ").and_then(|number| number.trim_end().parse().ok());
+        let goes_on = |number: &usize| last.get(talker).is_none_or(|before| *number == before + 1);
+        match number.filter(goes_on).filter(|_| !cut.contains(talker)) {
+            Some(number) => {
+                last.insert(talker, number);
+                kept.push((talker, number, line));
+            }
+            None => {
+                cut.insert(talker);
+            }
         }
     }
-    heard
+    kept.retain(|(talker, number, _)| last[talker] != *number);
+    kept.into_iter().map(|(_, _, line)| line).collect()
+}
+
+/// What is in `one` and in `other`.
+fn both_heard<'a>(one: &[&'a String], other: &[&String]) -> Vec<&'a String> {
+    one.iter().copied().filter(|line| other.contains(line)).collect()
 }
 
 fn talk(
