@@ -15,6 +15,9 @@
 //!
 //! An operation that is pending keeps its descriptor's open file description alive: closing the
 //! descriptor elsewhere neither wakes nor ends it. [`Op::Close`] cancels what is pending on it first.
+//!
+//! Of a datagram socket that has `O_NONBLOCK` and was shut down for receiving, [`Op::RecvMsg`] and
+//! [`Op::Read`] land `-EAGAIN` instead of 0: the kernel takes the one for a wish not to wait.
 
 mod decode;
 mod encode;
@@ -47,6 +50,14 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// `MSG_DONTWAIT` asks for the operation's failure rather than for its wait.
 const fn refuses_to_wait(flags: i32) -> bool {
     flags & libc::MSG_DONTWAIT != 0
+}
+
+/// Whether the ring understands `MSG_WAITALL` as recv(2) does. It goes on after a short receive on
+/// sockets with message boundaries too, where the flag means nothing, and makes one message of
+/// several; and it goes on after a short peek, which then sees the same bytes again.
+#[cold]
+fn may_wait_for_all(fd: RawFd, flags: i32) -> bool {
+    flags & libc::MSG_PEEK == 0 && sys::socket_option(fd, libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
 }
 
 /// An operation that the kernel has.
@@ -288,6 +299,12 @@ impl Engine for Uring {
         let Some(mut sqe) = encode::encode(key, &op) else {
             unreachable!("{} is not for the ring", op.name());
         };
+        if let Op::Recv { fd, flags, .. } | Op::RecvMsg { fd, flags, .. } = op
+            && flags & libc::MSG_WAITALL != 0
+            && !may_wait_for_all(fd, flags)
+        {
+            sqe.op_flags &= !(libc::MSG_WAITALL as u32);
+        }
         if poll_first {
             sqe.ioprio |= linux_raw_sys::io_uring::IORING_RECVSEND_POLL_FIRST as u16;
         }
