@@ -22,6 +22,9 @@ pub(super) enum Attempt {
 /// Flags of a receive under which `EAGAIN` means that there is nothing to receive.
 const ORDINARY: i32 = libc::MSG_WAITALL | IGNORED_BY_RECEIVES;
 
+/// Flags of a receive that change what it takes, and not when.
+const PEEK: i32 = libc::MSG_PEEK | libc::MSG_TRUNC;
+
 /// Flags that callers set out of habit.
 #[cfg(not(any(target_os = "macos", target_os = "ios")))]
 const IGNORED_BY_RECEIVES: i32 = libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC;
@@ -143,6 +146,44 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
             res if res == -libc::EAGAIN => Attempt::Again,
             res => Attempt::Done(res),
         },
+    }
+}
+
+/// Tries `op` on a descriptor that has been announced as ready. A receive that finds nothing all the
+/// same may be over: recv(2) waits no longer once the socket was shut down for receiving, but of
+/// datagrams, asked not to wait, it still says `EAGAIN`.
+///
+/// # Safety
+///
+/// That of [`attempt`].
+pub(super) unsafe fn attempt_announced(op: &Op, progress: &mut i32, owned: bool) -> Attempt {
+    // SAFETY: the caller's promise, here and below.
+    let tried = unsafe { attempt(op, progress, owned) };
+    let (Attempt::Again, Some(fd)) = (&tried, op.fd()) else { return tried };
+    let receives = match *op {
+        Op::Recv { flags, .. } | Op::RecvMsg { flags, .. } => flags & !(ORDINARY | PEEK) == 0,
+        Op::Read { .. } => true,
+        _ => false,
+    };
+    let closed = Readiness::READ_CLOSED;
+    if !receives || !Readiness(poll_one(fd, closed, 0).max(0) as i16).intersects(closed) {
+        return tried;
+    }
+    // What came before that is still to be had; after it nothing comes.
+    // SAFETY: as above.
+    match unsafe { attempt(op, progress, owned) } {
+        Attempt::Again => {
+            if let Op::RecvMsg { msg, .. } = *op {
+                // SAFETY: as above: the header is lent for writing.
+                unsafe {
+                    (*msg).msg_namelen = 0;
+                    (*msg).msg_controllen = 0 as _;
+                    (*msg).msg_flags = 0;
+                }
+            }
+            Attempt::Done(*progress)
+        }
+        tried => tried,
     }
 }
 

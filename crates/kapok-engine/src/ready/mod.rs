@@ -30,7 +30,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::attempt::{Attempt, attempt, drains, interest, is_ordinary};
+use self::attempt::{Attempt, attempt, attempt_announced, drains, interest, is_ordinary};
 use self::offloaded::{Carry, Inbox};
 use self::table::{Drains, NIL, Place, Side, Table};
 use crate::bell::{Bell, BellTower};
@@ -66,7 +66,7 @@ const UNSETTLING: Readiness =
 ///   [retiring](descriptors::retire) it, at its number's next use. A foreign descriptor that is
 ///   closed by others under a parked operation is noticed by poll(2) and select(2) at once, and on
 ///   edges by [`sweep`](Ready::sweep) only.
-/// * [`Op::RecvMsg`] with `MSG_WAITALL` may land short, as may `MSG_PEEK | MSG_WAITALL`.
+/// * [`Op::RecvMsg`] with `MSG_WAITALL` may land short.
 /// * With a selector that does not sleep, a turn returns at once whatever its [`Wait`] says.
 ///
 /// Dropped, it waits up to ten seconds for operations that threads have taken up.
@@ -167,6 +167,9 @@ impl<S: Selector> Ready<S> {
             }
         }
         let mut progress = 0;
+        // What an owned descriptor has announced is not announced again.
+        let announced = self.table.entry(fd).is_some_and(|entry| entry.unsettled);
+        let attempt = if announced { attempt_announced } else { attempt };
         // SAFETY: the caller's promise.
         match unsafe { attempt(&op, &mut progress, epoch.is_owned()) } {
             Attempt::Done(res) => {
@@ -265,7 +268,7 @@ impl<S: Selector> Ready<S> {
             }
             // SAFETY: the operation is parked, so its key has not landed, and its memory is lent
             // (`Engine::submit`).
-            match unsafe { attempt(&op, &mut slot.progress, owned) } {
+            match unsafe { attempt_announced(&op, &mut slot.progress, owned) } {
                 Attempt::Done(res) => {
                     let slot = self.table.unpark(at);
                     self.land(slot.key, res);
