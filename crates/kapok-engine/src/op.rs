@@ -135,7 +135,8 @@ pub enum Op {
         deadline: Instant,
     },
     /// Lands with the bits of [`Readiness`] once one of `events` (or an error) holds. Takes
-    /// nothing out of the descriptor: this is what may lose a race without losing data.
+    /// nothing out of the descriptor: this is what may lose a race without losing data. Bits that
+    /// were not asked for are not reported, but for those of which [`Readiness`] says so.
     Poll {
         /// Any descriptor poll(2) accepts. Need not be one of Kapok's own.
         fd: RawFd,
@@ -152,7 +153,8 @@ pub enum Op {
         buf: *mut u8,
         /// Room at `buf`, in bytes.
         len: usize,
-        /// `MSG_*` of recv(2).
+        /// `MSG_*` of recv(2). `MSG_WAITALL` is for streams: with boundaries between messages, and
+        /// together with `MSG_PEEK`, it has no effect.
         flags: i32,
     },
     /// send(2) on a socket.

@@ -126,7 +126,10 @@ impl World {
             datagram.queue.pop_front()
         };
         let Some((from, bytes)) = next else {
-            if datagram.receive_shut {
+            // Linux tells only those of the end who would wait for more.
+            if datagram.receive_shut && flags & libc::MSG_DONTWAIT == 0 {
+                // SAFETY: the caller's promise.
+                unsafe { describe(op, None, 0) };
                 return Attempt::Done(0);
             }
             return Attempt::Again;
@@ -271,7 +274,10 @@ impl World {
         if bytes.len() > room.max(LARGEST) {
             return Attempt::Done(-libc::EMSGSIZE);
         }
-        let Some(receiver) = self.datagram(to) else { return Attempt::Done(-libc::ECONNREFUSED) };
+        let Some(receiver) = self.datagram(to) else {
+            self.part(id, to);
+            return Attempt::Done(-libc::ECONNREFUSED);
+        };
         if receiver.remote.as_ref().is_some_and(|remote| *remote != from) {
             return Attempt::Done(-libc::EPERM);
         }
@@ -288,6 +294,17 @@ impl World {
         receiver.queue.push_back((from, bytes));
         self.wake(to);
         Attempt::Done(count)
+    }
+
+    /// The other one of a pair is gone. A sender is told once, and has none from then on; what it has
+    /// not received yet is lost: see unix_dgram_disconnected() of Linux.
+    fn part(&mut self, id: Id, gone: Id) {
+        if let Some(datagram) = self.datagram(id)
+            && datagram.peer == Some(gone)
+        {
+            datagram.peer = None;
+            datagram.queue.clear();
+        }
     }
 
     pub(super) fn datagram_readiness(&self, datagram: &Datagram) -> Readiness {

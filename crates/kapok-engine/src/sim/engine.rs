@@ -286,6 +286,8 @@ impl Sim {
                 }
                 Submitted::Done(res)
             }
+            // What a `MSG_WAITALL` has received so far is out of the socket.
+            (Attempt::Again, _) if dont_wait && progress > 0 => Submitted::Done(progress),
             (Attempt::Again, _) if dont_wait => Submitted::Done(-libc::EAGAIN),
             (Attempt::Again, Some(id)) => {
                 let is_connect = matches!(op, Op::Connect { .. });

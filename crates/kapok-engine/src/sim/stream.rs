@@ -219,6 +219,10 @@ impl World {
         {
             return Attempt::Done(error);
         }
+        if done > 0 && stream.is_unix() {
+            // A Unix socket tells of its error here, where the bytes are what is returned.
+            stream.take_error();
+        }
         if stream.is_over() {
             // SAFETY: the caller's promise.
             unsafe { describe(op, None, 0) };
@@ -247,7 +251,8 @@ impl World {
             _ if is_unix => return Attempt::Done(-libc::ENOTCONN),
             _ => return Attempt::Done(-libc::EPIPE),
         }
-        if let Some(error) = stream.take_error() {
+        // Unix knows that it is shut before it looks for errors, TCP after.
+        if !is_unix && let Some(error) = stream.take_error() {
             return Attempt::Done(error);
         }
         if stream.send_shut {
@@ -345,6 +350,10 @@ impl World {
                 self.emit(peer, Segment::End);
             }
             if is_unix && receive {
+                // Who would send there is told at once, and it takes part in a hang-up.
+                if let Some(other) = self.stream(peer) {
+                    other.send_shut = true;
+                }
                 self.wake(peer);
             }
         }
