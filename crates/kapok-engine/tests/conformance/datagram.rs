@@ -1,22 +1,26 @@
 //! Datagrams: boundaries, addresses, truncation.
 
-use kapok_engine::{Kind, Wait};
+use kapok_engine::{Kind, Op, Wait};
 
 use crate::driver::Driver;
 use crate::sockets::{
-    Address, Descriptor, Directory, Message, Ownership, datagram_pairs, pattern, put, raw_recv,
-    udp_socket, unix_datagram,
+    Address, Descriptor, Directory, Message, Ownership, datagram_pairs, packet_pair, pattern, put,
+    raw_recv, udp_socket, unix_datagram,
 };
+use crate::world::is_simulated;
 
 conformance! {
     echo,
     boundaries_are_kept,
     an_empty_datagram_is_no_end,
     truncated,
+    wait_all_is_for_one_message,
     addresses,
     unix_addresses,
     peek,
     refused,
+    the_other_one_of_a_pair_is_gone,
+    shut_down_for_receiving,
     each_goes_to_one_of_many_receivers,
     a_full_queue_makes_a_send_wait,
 }
@@ -100,6 +104,31 @@ fn truncated(kind: Kind) {
         put(a.fd(), b"next");
         assert_eq!(driver.wait_for(recv).bytes(), b"next");
     });
+}
+
+/// recv(2): the flag has no effect where there are boundaries.
+fn wait_all_is_for_one_message(kind: Kind) {
+    for ownership in Ownership::ALL {
+        let mut driver = Driver::new(kind);
+        let mut pairs = Vec::from(datagram_pairs(ownership));
+        pairs.extend((!is_simulated()).then(|| packet_pair(ownership)));
+        for (name, a, b) in &pairs {
+            crate::isolated::doing(format_args!("{name}, {ownership:?}"));
+            for _ in 0..3 {
+                let recv = driver.recv_with(b.fd(), 100, libc::MSG_WAITALL);
+                driver.still_pending(recv);
+                put(a.fd(), b"one");
+                assert_eq!(driver.wait_for(recv).bytes(), b"one");
+                put(a.fd(), b"two");
+                put(a.fd(), b"three");
+                let recv = driver.recv_with(b.fd(), 100, libc::MSG_WAITALL);
+                assert_eq!(driver.wait_for(recv).bytes(), b"two");
+                let room = Message::room(&[50, 50]);
+                let recv = driver.recv_message(b.fd(), room, libc::MSG_WAITALL);
+                assert_eq!(driver.wait_for(recv).ok(), 5);
+            }
+        }
+    }
 }
 
 fn addresses(kind: Kind) {
@@ -186,6 +215,51 @@ fn refused(kind: Kind) {
         driver.still_pending(recv);
         assert!(driver.cancel_and_wait(recv).was_cancelled());
     }
+}
+
+fn the_other_one_of_a_pair_is_gone(kind: Kind) {
+    for ownership in Ownership::ALL {
+        let mut driver = Driver::new(kind);
+        let [_, (_, a, b)] = datagram_pairs(ownership);
+        drop(b);
+        driver.turn(Wait::No);
+        let send = driver.send(a.fd(), b"anyone?");
+        driver.wait_for(send).failed_with(&[libc::ECONNREFUSED]);
+        // Told once, it is a socket like any other.
+        let send = driver.send(a.fd(), b"anyone?");
+        driver.wait_for(send).failed_with(&[libc::ENOTCONN]);
+    }
+}
+
+/// What waits is woken, what is there is still received, and then there is an end.
+fn shut_down_for_receiving(kind: Kind) {
+    over_all(kind, |driver, a, b| {
+        let recv = driver.recv(b.fd(), 16);
+        driver.still_pending(recv);
+        put(a.fd(), b"before");
+        assert_eq!(driver.wait_for(recv).bytes(), b"before");
+        let recv = driver.recv(b.fd(), 16);
+        driver.still_pending(recv);
+        let shutdown = driver.shutdown(b.fd(), libc::SHUT_RD);
+        driver.wait_for(shutdown).ok();
+        assert_eq!(driver.wait_for(recv).ok(), 0);
+        driver.turn(Wait::No);
+        let recv = driver.recv(b.fd(), 16);
+        assert_eq!(driver.wait_for(recv).ok(), 0);
+        #[cfg(target_os = "linux")]
+        {
+            let recv = driver.recv_with(b.fd(), 16, libc::MSG_DONTWAIT);
+            driver.wait_for(recv).failed_with(&[libc::EAGAIN]);
+        }
+        // Of these, io_uring takes `O_NONBLOCK` for the wish not to wait.
+        let rings = driver.engine().kind() == Kind::Uring;
+        let recv = driver.recv_message(b.fd(), Message::room(&[8, 8]), 0);
+        let res = driver.wait_for(recv).res;
+        assert!(res == 0 || rings && res == -libc::EAGAIN, "{res}");
+        let read = driver.read(b.fd(), 16, Op::CURRENT_POSITION);
+        let res = driver.wait_for(read).res;
+        assert!(res == 0 || rings && res == -libc::EAGAIN, "{res}");
+    });
 }
 
 fn each_goes_to_one_of_many_receivers(kind: Kind) {

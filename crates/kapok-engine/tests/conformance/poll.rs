@@ -22,6 +22,7 @@ conformance! {
     hang_up,
     broken_pipe,
     peer_closed_its_half,
+    peer_shut_both_halves,
     listener,
     connecting,
     regular_file,
@@ -191,6 +192,19 @@ fn peer_closed_its_half(kind: Kind) {
         driver.wait_for(shutdown).ok();
         sees(driver, poll, any);
     });
+}
+
+/// Of a Unix stream that is the end of both directions on both sides.
+fn peer_shut_both_halves(kind: Kind) {
+    for ownership in Ownership::ALL {
+        let mut driver = Driver::new(kind);
+        let (a, b) = stream_pair(Transport::Unix, ownership);
+        let poll = driver.poll(a.fd(), Readiness::READABLE);
+        driver.still_pending(poll);
+        let shutdown = driver.shutdown(b.fd(), libc::SHUT_RDWR);
+        driver.wait_for(shutdown).ok();
+        sees(&mut driver, poll, Readiness::HANG_UP);
+    }
 }
 
 fn listener(kind: Kind) {

@@ -301,6 +301,12 @@ pub(crate) fn datagram_pairs(ownership: Ownership) -> [(&'static str, Descriptor
     [("udp", a, b), ("unix", Descriptor::new(c, ownership), Descriptor::new(d, ownership))]
 }
 
+/// A connection with boundaries. There are none in a simulated world.
+pub(crate) fn packet_pair(ownership: Ownership) -> (&'static str, Descriptor, Descriptor) {
+    let (a, b) = pair(libc::SOCK_SEQPACKET);
+    ("packets", Descriptor::new(a, ownership), Descriptor::new(b, ownership))
+}
+
 /// A listening TCP socket on loopback, with `O_NONBLOCK`.
 pub(crate) fn tcp_listener(ownership: Ownership) -> (Descriptor, SocketAddr) {
     let listener = listening(libc::AF_INET, &any_port());

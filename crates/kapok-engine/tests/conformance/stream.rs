@@ -25,11 +25,14 @@ conformance! {
     wait_all,
     wait_all_meets_the_end,
     wait_all_cancelled_in_the_middle,
+    a_peek_for_all_sees_nothing_twice,
+    wait_all_without_waiting,
     do_not_wait,
     send_waits_for_room,
     bulk,
     reset_while_receiving,
     reset_while_sending,
+    unread_bytes_break_a_unix_stream,
     broken_pipe_raises_no_signal,
     shutdown_wakes_the_own_receive,
     scattered_and_gathered,
@@ -268,6 +271,30 @@ fn wait_all_cancelled_in_the_middle(kind: Kind) {
     });
 }
 
+fn a_peek_for_all_sees_nothing_twice(kind: Kind) {
+    over_all(kind, |driver, a, b| {
+        let peek = driver.recv_with(a.fd(), 100, libc::MSG_PEEK | libc::MSG_WAITALL);
+        driver.still_pending(peek);
+        put(b.fd(), b"once");
+        assert_eq!(driver.wait_for(peek).bytes(), b"once");
+        let peek = driver.recv_with(a.fd(), 100, libc::MSG_PEEK | libc::MSG_WAITALL);
+        assert_eq!(driver.wait_for(peek).bytes(), b"once");
+        let recv = driver.recv(a.fd(), 100);
+        assert_eq!(driver.wait_for(recv).bytes(), b"once");
+    });
+}
+
+fn wait_all_without_waiting(kind: Kind) {
+    over_all(kind, |driver, a, b| {
+        let flags = libc::MSG_WAITALL | libc::MSG_DONTWAIT;
+        let recv = driver.recv_with(a.fd(), 100, flags);
+        driver.wait_for(recv).failed_with(&[libc::EAGAIN]);
+        put(b.fd(), b"what is there");
+        let recv = driver.recv_with(a.fd(), 100, flags);
+        assert_eq!(driver.wait_for(recv).bytes(), b"what is there");
+    });
+}
+
 fn do_not_wait(kind: Kind) {
     over_all(kind, |driver, a, b| {
         let recv = driver.recv_with(a.fd(), 16, libc::MSG_DONTWAIT);
@@ -400,6 +427,33 @@ fn reset_while_sending(kind: Kind) {
         for send in sends {
             driver.wait_for(send).ok();
         }
+    }
+}
+
+/// The sender finds a broken pipe, the receiver the error, once, and then the end.
+fn unread_bytes_break_a_unix_stream(kind: Kind) {
+    for ownership in Ownership::ALL {
+        let mut driver = Driver::new(kind);
+        let (a, b) = stream_pair(Transport::Unix, ownership);
+        put(a.fd(), b"never read");
+        drop(b);
+        for _ in 0..2 {
+            let send = driver.send(a.fd(), b"more");
+            driver.wait_for(send).failed_with(&[libc::EPIPE]);
+        }
+        let recv = driver.recv(a.fd(), 16);
+        driver.wait_for(recv).failed_with(&[libc::ECONNRESET]);
+        let recv = driver.recv(a.fd(), 16);
+        assert_eq!(driver.wait_for(recv).ok(), 0);
+        // Told to a receive that has bytes to return, the error is gone.
+        let (a, b) = stream_pair(Transport::Unix, ownership);
+        put(a.fd(), b"never read");
+        put(b.fd(), b"read");
+        drop(b);
+        let recv = driver.recv_with(a.fd(), 16, libc::MSG_WAITALL);
+        assert_eq!(driver.wait_for(recv).bytes(), b"read");
+        let recv = driver.recv(a.fd(), 16);
+        assert_eq!(driver.wait_for(recv).ok(), 0);
     }
 }
 
