@@ -1,12 +1,17 @@
-//! The same commands on every engine: they must come to the same.
+//! The same commands on every engine and in a simulated world: they must come to the same.
 //!
 //! The commands are over pairs of Unix sockets, which deliver at once, and few enough bytes that a
 //! send is never short. So what an operation comes to follows from the commands before it, on every
 //! engine alike; only the turn in which it lands is an engine's own. After each command all engines
-//! are turned until they agree with the first one, which they must within [`PATIENCE`].
+//! are turned until they agree with the first one, which they must within [`PATIENCE`]. The first
+//! one is the oracle: the simulated world, in which no kernel has a say. It has no packet sockets;
+//! where they are asked for, io_uring is compared with the others.
 //!
-//! What the contract leaves open is not asked: one receive *or* poll is pending on an end at a time,
-//! one send, and none on an end that is being closed.
+//! What the contract leaves open is not asked:
+//!
+//! * the order among several that wait on one side of an end: one receive *or* poll is pending on an
+//!   end at a time, one send, and none on an end that is being closed;
+//! * `READ_CLOSED` where nobody asks for it, see [`Readiness::READ_CLOSED`];
 
 #![no_main]
 
@@ -16,12 +21,16 @@ use std::time::{Duration, Instant};
 
 use kapok_engine::sys::descriptors;
 use kapok_engine::{
-    AnyEngine, Completions, Config, Engine, Key, Kind, Op, Readiness, Submitted, Wait,
+    AnyEngine, Completions, Config, Engine, Key, Kind, Op, Readiness, Submitted, Wait, sim,
 };
 use libfuzzer_sys::fuzz_target;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAIRS: usize = 3;
+/// The one with boundaries between messages. The first one blocks, as a stranger's descriptor may,
+/// and the last one is owned as Kapok's are.
+const MESSAGES: usize = 1;
+const OWNED: usize = 2;
 const ENDS: usize = 2 * PAIRS;
 /// Messages that the buffers of a socket hold for sure, read or not.
 const MOST_SENDS: usize = 60;
@@ -44,7 +53,6 @@ struct World {
     engine: AnyEngine,
     kind: Kind,
     ends: [Option<RawFd>; ENDS],
-    owned: [bool; ENDS],
     /// Pending operations by their number, in the order of the commands.
     pending: BTreeMap<u32, (Role, Vec<u8>)>,
     landed: BTreeMap<u32, Result>,
@@ -56,38 +64,36 @@ struct World {
     completions: Completions,
 }
 
+/// What all worlds of a run have in common.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Rings with next to no room.
+    tiny: bool,
+    /// `SOCK_*` of the pair with boundaries.
+    messages: i32,
+}
+
+impl Shape {
+    fn kinds(self) -> impl Iterator<Item = Kind> {
+        let oracle = (self.messages == libc::SOCK_DGRAM).then_some(Kind::Sim);
+        oracle.into_iter().chain(Kind::ALL.iter().copied())
+    }
+}
+
 impl World {
-    fn new(kind: Kind, tiny: bool) -> Option<World> {
+    /// `None` if there is no such engine here.
+    fn new(kind: Kind, shape: Shape) -> Option<World> {
         let mut config = Config::default();
-        if tiny {
+        config.simulation = Some(sim::Config::new(0));
+        if shape.tiny {
             config.submission_entries = 4;
             config.completion_entries = 8;
         }
         let engine = AnyEngine::new(kind, &config).ok()?;
-        let mut ends = [None; ENDS];
-        let mut owned = [false; ENDS];
-        for pair in 0..PAIRS {
-            let mut fds = [-1; 2];
-            let kind = if pair == 1 { libc::SOCK_SEQPACKET } else { libc::SOCK_STREAM };
-            // The first pair blocks, as a stranger's descriptor may.
-            let flags = libc::SOCK_CLOEXEC | if pair == 0 { 0 } else { libc::SOCK_NONBLOCK };
-            // SAFETY: it fills the array that it is given.
-            let made =
-                unsafe { libc::socketpair(libc::AF_UNIX, kind | flags, 0, fds.as_mut_ptr()) };
-            assert_eq!(made, 0, "socketpair: {}", std::io::Error::last_os_error());
-            for (side, fd) in fds.into_iter().enumerate() {
-                if pair == 2 {
-                    descriptors::adopt(fd);
-                    owned[2 * pair + side] = true;
-                }
-                ends[2 * pair + side] = Some(fd);
-            }
-        }
-        Some(World {
+        let mut world = World {
             engine,
             kind,
-            ends,
-            owned,
+            ends: [None; ENDS],
             pending: BTreeMap::new(),
             landed: BTreeMap::new(),
             disarmed: Vec::new(),
@@ -95,7 +101,39 @@ impl World {
             sent: [0; ENDS],
             next: 0,
             completions: Completions::new(),
-        })
+        };
+        for pair in 0..PAIRS {
+            let sort = if pair == MESSAGES { shape.messages } else { libc::SOCK_STREAM };
+            for (side, fd) in world.make_pair(sort, pair == 0).into_iter().enumerate() {
+                if pair == OWNED {
+                    descriptors::adopt(fd);
+                }
+                world.ends[2 * pair + side] = Some(fd);
+            }
+        }
+        Some(world)
+    }
+
+    /// Two sockets that are connected to each other.
+    fn make_pair(&mut self, sort: i32, blocking: bool) -> [RawFd; 2] {
+        let mut fds = [-1; 2];
+        let op = Op::SocketPair { kind: sort, fds: &raw mut fds };
+        // SAFETY: the operation never waits, so it is over when this returns.
+        let made = unsafe { self.engine.submit(Key::new(0, 0), op) };
+        assert_eq!(made, Submitted::Done(0), "{}: socketpair", self.kind);
+        if !blocking {
+            for fd in fds {
+                // SAFETY: fcntl with integer arguments.
+                let set = unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+                assert_eq!(set, 0, "fcntl: {}", std::io::Error::last_os_error());
+            }
+        }
+        fds
+    }
+
+    /// By the engine's clock.
+    fn in_a_millisecond(&self) -> Wait {
+        Wait::Until(self.engine.now() + Duration::from_millis(1))
     }
 
     fn is_pending(&self, role: Role) -> bool {
@@ -119,7 +157,7 @@ impl World {
 
     fn land(&mut self, number: u32, res: i32) {
         let (role, mut buffer) = self.pending.remove(&number).expect("landed and was not pending");
-        // Unasked, io_uring alone reports it.
+        // Unasked, some engines report it and some do not.
         let res = if matches!(role, Role::Poll(_)) && res > 0 {
             res & !i32::from(Readiness::READ_CLOSED.0)
         } else {
@@ -182,9 +220,11 @@ impl World {
             3..=5 if !receives => {
                 let flags = match which / 32 {
                     0 => libc::MSG_PEEK,
-                    // Of a packet socket io_uring alone fills the buffer from several packets.
-                    1 if end / 2 != 1 => libc::MSG_WAITALL,
+                    1 => libc::MSG_WAITALL,
                     2 => libc::MSG_DONTWAIT,
+                    3 => libc::MSG_PEEK | libc::MSG_DONTWAIT,
+                    4 => libc::MSG_WAITALL | libc::MSG_PEEK,
+                    5 => libc::MSG_WAITALL | libc::MSG_DONTWAIT,
                     _ => 0,
                 };
                 let receive = |buf| Op::Recv { fd, buf, len: length, flags };
@@ -195,7 +235,7 @@ impl World {
                 self.submit(Role::Poll(end), Vec::new(), |_| Op::Poll { fd, events });
             }
             7 => {
-                let now = Instant::now();
+                let now = self.engine.now();
                 let deadline = if size % 2 == 0 { now } else { now + Duration::from_secs(3600) };
                 self.submit(Role::Timer, Vec::new(), |_| Op::Timer { deadline });
             }
@@ -220,13 +260,20 @@ impl World {
             }
             11 if size < 64 && !receives && !self.is_pending(Role::Send(end)) => {
                 self.ends[end] = None;
-                if self.owned[end] {
+                if end / 2 == OWNED {
                     descriptors::retire(fd);
                 }
                 self.submit(Role::Other, Vec::new(), |_| Op::Close { fd });
             }
             _ => self.submit(Role::Other, Vec::new(), |_| Op::Nop),
         }
+    }
+
+    /// What has landed, or was disarmed, and has not or differently on `other`.
+    fn different(&self, other: &World) -> (Vec<(u32, &Result)>, &[u32]) {
+        let differs = |(number, result): &(&u32, &Result)| other.landed.get(number) != Some(result);
+        let landed = self.landed.iter().filter(differs).map(|(&number, result)| (number, result));
+        (landed.collect(), &self.disarmed)
     }
 
     /// Cancels everything, and sees it land.
@@ -236,7 +283,7 @@ impl World {
         }
         let give_up = Instant::now() + PATIENCE;
         while !self.pending.is_empty() {
-            self.turn(Wait::Until(Instant::now() + Duration::from_millis(1)));
+            self.turn(self.in_a_millisecond());
             assert!(Instant::now() < give_up, "{}: cancelled and never landed", self.kind);
         }
     }
@@ -246,7 +293,7 @@ impl Drop for World {
     fn drop(&mut self) {
         for (end, fd) in self.ends.into_iter().enumerate() {
             let Some(fd) = fd else { continue };
-            if self.owned[end] {
+            if end / 2 == OWNED {
                 descriptors::retire(fd);
             }
             // SAFETY: the number is this world's, and nothing is pending on it.
@@ -264,16 +311,18 @@ fn assert_agree(worlds: &mut [World], commands: &[[u8; 3]]) {
             .iter()
             .position(|other| other.landed != first.landed || other.disarmed != first.disarmed);
         let Some(differs) = differs.map(|index| index + 1) else { return };
-        assert!(
-            Instant::now() < give_up,
-            "after {commands:?}\n{}: {:?}\n{}: {:?}",
-            worlds[0].kind,
-            worlds[0].landed,
-            worlds[differs].kind,
-            worlds[differs].landed,
-        );
+        if Instant::now() > give_up {
+            let (one, other) = (&worlds[0], &worlds[differs]);
+            panic!(
+                "after {commands:?}\n{}: {:?}\n{}: {:?}",
+                one.kind,
+                one.different(other),
+                other.kind,
+                other.different(one),
+            );
+        }
         for world in worlds.iter_mut() {
-            world.turn(Wait::Until(Instant::now() + Duration::from_millis(1)));
+            world.turn(world.in_a_millisecond());
         }
     }
 }
@@ -281,8 +330,9 @@ fn assert_agree(worlds: &mut [World], commands: &[[u8; 3]]) {
 fuzz_target!(|data: &[u8]| {
     let Some((&first, commands)) = data.split_first() else { return };
     let (commands, _) = commands.as_chunks::<3>();
-    let mut worlds: Vec<World> =
-        Kind::ALL.iter().filter_map(|&kind| World::new(kind, first & 1 == 1)).collect();
+    let messages = if first & 2 == 0 { libc::SOCK_DGRAM } else { libc::SOCK_SEQPACKET };
+    let shape = Shape { tiny: first & 1 == 1, messages };
+    let mut worlds: Vec<World> = shape.kinds().filter_map(|kind| World::new(kind, shape)).collect();
     assert!(worlds.len() >= 2, "there is nothing to compare");
     for (index, &command) in commands.iter().take(MOST_COMMANDS).enumerate() {
         worlds.iter_mut().for_each(|world| world.perform(command));
