@@ -1,7 +1,7 @@
 //! The commands as a user runs them.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -302,20 +302,42 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     assert!(piped.stderr.is_empty(), "{}", text(&piped.stderr));
 }
 
+/// An echo server that closes its second connection after a reply, if it is to, and opens others.
+fn echoes(closes: bool) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut buf = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut buf) {
+                    if stream.write_all(&buf[..count]).is_err() || (closes && number == 1) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
 #[test]
 fn a_failed_load_fails_even_if_nobody_reads_its_report() {
-    let served = Served::start(&["--model", "threads", "--protocol", "http", "--body", "13"]);
-    for (body, status) in [("14", 1), ("13", 0)] {
+    for (fails, status) in [(true, 1), (false, 0)] {
+        let address = echoes(fails);
+        // The report is there, and says how the load went: it did not end before.
+        let read = output(&["load", &address, "--connections", "4", "--seconds", "0.2"]);
+        assert_eq!(read.status.code(), Some(status), "{}", text(&read.stderr));
+        assert!(text(&read.stdout).contains("requests"), "{}", text(&read.stderr));
         let script = format!(
-            "{} load {} --protocol http --body {body} --warmup 0 --seconds 0.2 2>/dev/null | true; \
-             exit ${{PIPESTATUS[0]}}",
+            "{} load {} --connections 4 --seconds 0.2 2>/dev/null | true; exit ${{PIPESTATUS[0]}}",
             env!("CARGO_BIN_EXE_kapok"),
-            served.addr
+            echoes(fails)
         );
         let piped = Command::new("bash").args(["-c", &script]).output().unwrap();
-        assert_eq!(piped.status.code(), Some(status), "a body of {body}");
+        assert_eq!(piped.status.code(), Some(status), "it was to fail: {fails}");
     }
-    served.stop(libc::SIGTERM);
 }
 
 #[test]

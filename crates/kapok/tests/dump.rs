@@ -4,17 +4,18 @@ mod harness;
 
 use std::hint::black_box;
 use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use kapok::net::{TcpListener, TcpStream, UnixStream};
-use kapok::observe::{Dump, FiberReport, FiberState, WaitsFor};
+use kapok::observe::{Dump, FiberReport, FiberState, StallPhase, WaitsFor};
 use kapok::sync::{Condvar, Mutex, Semaphore, channel, oneshot};
 use kapok::{Builder, Canceled, Runtime};
 
-use harness::{in_child, run, run_on, scale};
+use harness::{alone, in_child, run, run_on, scale};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -323,25 +324,53 @@ fn a_loop_that_does_not_answer_is_shown_with_what_it_runs() {
     assert!(calls.contains(&running.system_call.as_deref()), "{dump}");
 }
 
+/// Asks for a dump when it is dropped.
+struct DumpsOnDrop(mpsc::Sender<Dump>);
+
+impl Drop for DumpsOnDrop {
+    fn drop(&mut self) {
+        self.0.send(kapok::dump()).unwrap();
+    }
+}
+
+/// What a fiber called "doomed" sees that asks for a dump while it unwinds.
+fn dump_while_unwinding(before: impl FnOnce() + 'static) -> Dump {
+    let (sender, receiver) = mpsc::channel();
+    let doomed = Builder::new().name("doomed").spawn_local(move || {
+        let _dumps = DumpsOnDrop(sender);
+        before();
+        panic!("on purpose");
+    });
+    assert!(doomed.join().is_err());
+    receiver.recv().unwrap()
+}
+
 #[test]
 fn a_fiber_that_unwinds_may_ask_for_a_dump() {
-    struct DumpsOnDrop(mpsc::Sender<Dump>);
-    impl Drop for DumpsOnDrop {
-        fn drop(&mut self) {
-            self.0.send(kapok::dump()).unwrap();
-        }
-    }
-    let dump = run(|| {
-        let (sender, receiver) = mpsc::channel();
-        let doomed = Builder::new().name("doomed").spawn_local(move || {
-            let _dumps = DumpsOnDrop(sender);
-            panic!("on purpose");
-        });
-        assert!(doomed.join().is_err());
-        receiver.recv().unwrap()
-    });
+    let dump = run(|| dump_while_unwinding(|| ()));
     let mut blocked = dump.loops.iter().filter_map(|one| one.blocked.as_ref());
     assert!(blocked.any(|running| running.name.as_deref() == Some("doomed")), "{dump}");
+}
+
+/// Other waits of a fiber that unwinds end the process after five seconds.
+#[test]
+fn a_dump_for_a_fiber_that_unwinds_may_take_its_time() {
+    alone("a_dump_for_a_fiber_that_unwinds_may_take_its_time", || {
+        // Keeps the monitor, which takes the dump, busy.
+        let (begun, has_begun) = mpsc::channel();
+        let runtime =
+            Runtime::builder().watchdog(Duration::from_millis(40)).on_stall(move |stall| {
+                if stall.phase == StallPhase::GoesOn {
+                    begun.send(()).unwrap();
+                    std::thread::sleep(Duration::from_secs(6));
+                }
+            });
+        let dump = runtime.build().unwrap().run(move || {
+            // A stall until it is noticed.
+            dump_while_unwinding(move || has_begun.recv().unwrap())
+        });
+        assert!(dump.error.is_none());
+    });
 }
 
 #[test]
@@ -408,8 +437,30 @@ fn a_fiber_with_little_stack_left_is_dumped_without_using_it() {
 #[test]
 fn a_signal_prints_a_dump() {
     let name = "a_signal_prints_a_dump";
+    let is_whole = |text: &str| {
+        let lines = ["\"reads in the child\" (#", "waits for recv on descriptor", name];
+        lines.iter().all(|line| text.contains(line))
+    };
     let output = in_child(name, &[], || {
         let runtime = Runtime::builder().dump_on_signal(true).build().unwrap();
+        // Standard error is read here, so that nothing but the signal asks for the dump.
+        // SAFETY: descriptors of this process, which are its own.
+        let (mut printed, before) = unsafe {
+            let (mut ends, before) = ([-1; 2], libc::dup(2));
+            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+            assert_eq!(libc::dup2(ends[1], 2), 2);
+            libc::close(ends[1]);
+            (std::fs::File::from_raw_fd(ends[0]), std::fs::File::from_raw_fd(before))
+        };
+        let teller = std::thread::spawn(move || {
+            let mut before = before;
+            let (mut text, mut part) = (Vec::new(), [0; 4096]);
+            while !is_whole(&String::from_utf8_lossy(&text)) {
+                let count = printed.read(&mut part).unwrap();
+                before.write_all(&part[..count]).unwrap();
+                text.extend_from_slice(&part[..count]);
+            }
+        });
         runtime.run(|| {
             let (mut near, far) = UnixStream::pair().unwrap();
             let reader = Builder::new().name("reads in the child");
@@ -417,16 +468,12 @@ fn a_signal_prints_a_dump() {
             kapok::sleep(Duration::from_millis(20)).unwrap();
             // SAFETY: sends a signal to this process.
             assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR2) }, 0);
-            // The next dump is taken by the same thread, behind the one on standard error.
-            kapok::sleep(Duration::from_millis(20)).unwrap();
-            kapok::dump();
+            kapok::blocking(|| teller.join().unwrap()).unwrap();
             drop(far);
             assert_eq!(reader.join().unwrap(), 0);
         });
     });
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("\"reads in the child\" (#"), "{text}");
-    assert!(text.contains("waits for recv on descriptor"), "{text}");
-    assert!(text.contains("a_signal_prints_a_dump"), "{text}");
+    assert!(is_whole(&text), "{text}");
 }

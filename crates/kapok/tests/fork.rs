@@ -143,9 +143,10 @@ fn live_as_a_runtime() {
         traffic.goes_on();
         traffic.end();
         let fibers: Vec<_> = (0..10).map(|number| kapok::spawn(move || number)).collect();
-        fibers.into_iter().map(|fiber| fiber.join().unwrap()).sum::<i32>()
+        let blocking = kapok::blocking(|| 9).unwrap();
+        fibers.into_iter().map(|fiber| fiber.join().unwrap()).sum::<i32>() + blocking
     });
-    assert_eq!(sum, 45);
+    assert_eq!(sum, 54);
 }
 
 /// What children do; the number of each is its exit status.
@@ -164,6 +165,8 @@ fn a_fiber_forks_and_the_parent_goes_on() {
     alone("a_fiber_forks_and_the_parent_goes_on", || {
         run(|| {
             let traffic = Traffic::start(4);
+            // From now on there is a thread for what blocks, which no child inherits.
+            kapok::blocking(|| ()).unwrap();
             for number in 0..scale(12, 400) {
                 traffic.goes_on();
                 let life = number % LIVES.len();
@@ -185,6 +188,8 @@ fn a_thread_forks_and_the_parent_goes_on() {
     alone("a_thread_forks_and_the_parent_goes_on", || {
         run(|| {
             let traffic = Traffic::start(4);
+            // From now on there is a thread for what blocks, which no child inherits.
+            kapok::blocking(|| ()).unwrap();
             for number in 0..scale(12, 400) {
                 let life = number % LIVES.len();
                 let forking = thread::spawn(move || {

@@ -32,14 +32,23 @@ fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
+/// A future that was polled on a loop that has ended since.
+fn stale_sleep(runtime: &Runtime) -> kapok::time::Sleep {
+    runtime.run(|| {
+        let mut sleep = kapok::time::sleep_async(LONG);
+        assert!(poll_once(&mut sleep).is_pending());
+        sleep
+    })
+}
+
+fn polling_panics<F: Future + Unpin>(future: &mut F) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poll_once(future).is_ready())).is_err()
+}
+
 #[test]
 fn a_future_of_an_ended_loop_is_a_stranger_to_the_next_one() {
     on_each_engine(|runtime| {
-        let mut stale = runtime.run(|| {
-            let mut sleep = kapok::time::sleep_async(LONG);
-            assert!(poll_once(&mut sleep).is_pending());
-            sleep
-        });
+        let mut stale = stale_sleep(runtime);
         runtime.run(move || {
             // Its timer has the place in the new loop's table that the old one's had in the old
             // loop's.
@@ -48,13 +57,24 @@ fn a_future_of_an_ended_loop_is_a_stranger_to_the_next_one() {
             // Once to be queued behind it, once to see it wait.
             kapok::yield_now();
             kapok::yield_now();
-            let polled =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poll_once(&mut stale)));
-            assert!(polled.is_err(), "polled on another loop");
+            assert!(polling_panics(&mut stale), "polled on another loop");
             drop(stale);
             let joined = kapok::timeout(Duration::from_secs(5), || sleeper.join());
             assert!(matches!(joined, Ok(Ok(()))), "{joined:?}");
             assert!(before.elapsed() >= Duration::from_millis(50));
+        });
+        // The same if that place is a future's, which could be mistaken for it.
+        let mut stale = stale_sleep(runtime);
+        runtime.run(move || {
+            let sleeper = kapok::spawn_local(|| {
+                kapok::block_on(kapok::time::sleep_async(Duration::from_millis(50)));
+            });
+            kapok::yield_now();
+            kapok::yield_now();
+            assert!(polling_panics(&mut stale), "polled on another loop");
+            drop(stale);
+            let joined = kapok::timeout(Duration::from_secs(5), || sleeper.join());
+            assert!(matches!(joined, Ok(())), "{joined:?}");
         });
     });
 }

@@ -629,6 +629,71 @@ behaviours! {
     ]
 }
 
+/// Who waits is woken when there is something to take, one after the other; who tries again and again
+/// comes at the same moment as others.
+#[test]
+fn those_who_try_do_not_take_the_same_permit() {
+    const LIMIT: usize = 2;
+    // By the clock: they must get to run at the same time, and not one after the other.
+    let length = Duration::from_secs(2) * rounds(1) as u32;
+    let shared = Arc::new((Mutex::new(0), Semaphore::new(LIMIT), AtomicUsize::new(0)));
+    let work = move |shared: &(Mutex<usize>, Semaphore, AtomicUsize)| {
+        let (mutex, semaphore, held) = shared;
+        let (end, mut locked) = (Instant::now() + length, 0);
+        while Instant::now() < end {
+            for _ in 0..100 {
+                if let Some(mut count) = mutex.try_lock() {
+                    // Not in one step: a second one in here would undo it.
+                    let next = *count + 1;
+                    std::hint::spin_loop();
+                    *count = next;
+                    locked += 1;
+                }
+                if let Some(_permit) = semaphore.try_acquire() {
+                    assert!(held.fetch_add(1, Ordering::SeqCst) < LIMIT);
+                    held.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+        }
+        locked
+    };
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || work(&shared))
+        })
+        .collect();
+    let locked: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+    assert_eq!(*shared.0.lock(), locked);
+    assert_eq!(shared.1.available_permits(), LIMIT);
+}
+
+#[test]
+fn who_is_told_and_goes_away_passes_it_on() {
+    struct Told(AtomicUsize);
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let semaphore = Semaphore::new(1);
+    let permit = semaphore.acquire().unwrap();
+    let told = [0; 2].map(|_| Arc::new(Told(AtomicUsize::new(0))));
+    let poll = |future: Pin<&mut dyn Future<Output = _>>, told: &Arc<Told>| {
+        future.poll(&mut Context::from_waker(&Waker::from(Arc::clone(told)))).map(drop)
+    };
+    let (mut first, mut second) =
+        (Box::pin(semaphore.acquire_async()), Box::pin(semaphore.acquire_async()));
+    assert!(poll(first.as_mut(), &told[0]).is_pending());
+    assert!(poll(second.as_mut(), &told[1]).is_pending());
+    drop(permit);
+    let times = || told.each_ref().map(|told| told.0.load(Ordering::SeqCst));
+    assert_eq!(times(), [1, 0], "one permit, for the first");
+    drop(first);
+    assert_eq!(times(), [1, 1]);
+    assert!(poll(second.as_mut(), &told[1]).is_ready());
+}
+
 #[test]
 fn a_panic_releases_the_lock_and_marks_nothing() {
     let mutex = Arc::new(Mutex::new(1));

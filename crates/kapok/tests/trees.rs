@@ -31,8 +31,8 @@ enum Step {
     Select(u64),
     Shield(u64),
     Timeout(u64, Script),
-    /// Has children, one of which it may cancel.
-    Scope(Vec<Script>, Option<usize>),
+    /// Has children, one of which it may cancel, and panics perhaps while they run.
+    Scope(Vec<Script>, Option<usize>, bool),
     /// Spawns a fiber, lets it run for so many turns, cancels it perhaps, and joins it.
     Spawn(Script, usize, bool),
     Panic,
@@ -52,8 +52,8 @@ fn script() -> impl Strategy<Value = Script> {
         let scripts = prop::collection::vec(script.clone(), 0..4);
         prop_oneof![
             (0..300_u64, script.clone()).prop_map(|(limit, script)| Step::Timeout(limit, script)),
-            (scripts, prop::option::of(0..4_usize))
-                .prop_map(|(scripts, cancelled)| Step::Scope(scripts, cancelled)),
+            (scripts, prop::option::of(0..4_usize), any::<bool>())
+                .prop_map(|(scripts, cancelled, panics)| Step::Scope(scripts, cancelled, panics)),
             (script, 0..4_usize, any::<bool>())
                 .prop_map(|(script, turns, cancels)| Step::Spawn(script, turns, cancels)),
         ]
@@ -112,7 +112,7 @@ fn perform(world: &Arc<World>, step: &Step, quiet: &mut UnixStream) {
         Step::Timeout(limit, script) => kapok::timeout(Duration::from_micros(*limit), || {
             script.iter().for_each(|step| perform(world, step, quiet));
         }),
-        Step::Scope(scripts, cancelled) => {
+        Step::Scope(scripts, cancelled, panics) => {
             let lives: Vec<Life> = scripts.iter().map(|_| Life::new(world)).collect();
             let over: Vec<_> = lives.iter().map(|life| Arc::clone(&life.over)).collect();
             let result = catch_unwind(AssertUnwindSafe(|| {
@@ -124,6 +124,9 @@ fn perform(world: &Arc<World>, step: &Step, quiet: &mut UnixStream) {
                     kapok::yield_now();
                     if let Some(child) = cancelled.and_then(|at| children.get(at)) {
                         child.cancel();
+                    }
+                    if *panics {
+                        resume_unwind(Box::new("on purpose"));
                     }
                 });
             }));

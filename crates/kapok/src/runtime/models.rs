@@ -154,12 +154,17 @@ fn model_of_a_fiber_that_is_cancelled_while_it_starts() {
     model(|| {
         let lp = Modelled::new();
         let fiber = new_fiber();
-        let canceller = {
-            let fiber = Arc::clone(&fiber);
-            thread::spawn(move || fiber.request_cancel())
+        // On a thread too: loom does not know of the word that holds the home, and comes between what
+        // is done to it and what else a thread does only where the thread begins.
+        let starter = {
+            let (fiber, remote) = (Arc::clone(&fiber), Arc::clone(&lp.remote));
+            thread::spawn(move || {
+                fiber.set_home(&remote);
+                fiber.cancel_requested()
+            })
         };
-        fiber.set_home(&lp.remote);
-        let seen = fiber.cancel_requested();
+        let canceller = thread::spawn(move || fiber.request_cancel());
+        let seen = starter.join().unwrap();
         canceller.join().unwrap();
         let interrupted = lp.remote.take_interrupts();
         assert!(seen || interrupted.len() == 1, "the request is lost");
@@ -224,5 +229,35 @@ fn model_of_a_fiber_offered_to_a_loop_that_falls_asleep() {
         };
         let taken = taken + others.join().unwrap();
         assert_eq!(taken + group.take_all().len(), 1, "lost or doubled");
+    });
+}
+
+/// What a loop does until it has been given something to run, for good: it does not come back for
+/// more.
+fn take_once(group: &Group, index: usize, lp: &Modelled) -> usize {
+    loop {
+        if let Some(offered) = group.take_offered().or_else(|| group.become_idle(index)) {
+            return offered.len();
+        }
+        lp.sleeper.turn();
+        group.become_busy(index);
+    }
+}
+
+#[test]
+fn model_of_fibers_offered_to_loops_of_which_each_takes_one() {
+    model(|| {
+        let group = Arc::new(Group::new(3));
+        let offering = Modelled::new();
+        group.join(0, Arc::clone(&offering.remote));
+        let others = [1, 2].map(|index| {
+            let lp = Modelled::new();
+            group.join(index, Arc::clone(&lp.remote));
+            let group = Arc::clone(&group);
+            thread::spawn(move || take_once(&group, index, &lp))
+        });
+        // Whoever offers runs something else and takes none of it back.
+        group.offer([unstarted(), unstarted()]);
+        assert_eq!(others.map(|other| other.join().unwrap()), [1, 1]);
     });
 }
