@@ -145,6 +145,10 @@ pub enum Op {
     /// recv(2) on a socket. 0 with `len > 0` is the end of the stream. With `len == 0` it is what
     /// recv(2) makes of it, which on an empty stream is to wait: who reads streams answers an empty
     /// buffer without an operation.
+    ///
+    /// With `MSG_WAITALL` it lands once all of `len` is there, or with less at the end of the stream
+    /// or an error, which the next receive tells. (The kernel's own form, io_uring's too, may lose
+    /// an error that comes after the first bytes: then the next receive lands with 0.)
     Recv {
         /// A socket.
         fd: RawFd,

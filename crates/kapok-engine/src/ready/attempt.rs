@@ -7,7 +7,9 @@ use std::os::fd::RawFd;
 
 use crate::op::{Op, Readiness};
 use crate::ready::offloaded::Carry;
-use crate::sys::{connect_outcome, is_nonblocking, once, perform, poll_one, socket_option};
+use crate::sys::{
+    bytes_waiting, connect_outcome, is_nonblocking, once, perform, poll_one, socket_option,
+};
 
 /// What an attempt came to.
 pub(super) enum Attempt {
@@ -154,8 +156,21 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
 unsafe fn receive_all(op: &Op, progress: &mut i32) -> Attempt {
     let Op::Recv { fd, buf, len, flags } = *op else { return Attempt::Done(-libc::EINVAL) };
     let len = len.min(crate::MAX_TRANSFER);
+    // The flag has a Unix stream look for an error although it has found bytes: see below.
+    let flags = flags & !libc::MSG_WAITALL;
     loop {
         let done = *progress as usize;
+        if done > 0 {
+            // The call that meets an error takes it out of the socket, and what lands here is the
+            // bytes. So it is left there, for the next receive.
+            match poll_one(fd, Readiness::READABLE, 0) {
+                0 => return Attempt::Again,
+                res if res < 0 || (is_failing(res) && bytes_waiting(fd) == Ok(0)) => {
+                    return Attempt::Done(*progress);
+                }
+                _ => {}
+            }
+        }
         // SAFETY: `done` is at most `len`, so the rest lies in the caller's memory.
         let rest = Op::Recv { fd, buf: unsafe { buf.add(done) }, len: len - done, flags };
         // SAFETY: as above.
@@ -172,6 +187,11 @@ unsafe fn receive_all(op: &Op, progress: &mut i32) -> Attempt {
             }
         }
     }
+}
+
+/// Whether what poll(2) saw may come with an error.
+fn is_failing(seen: i32) -> bool {
+    Readiness(seen as i16).intersects(Readiness(libc::POLLERR | libc::POLLHUP))
 }
 
 /// A read or write that the kernel makes no promise about.

@@ -238,6 +238,14 @@ pub(crate) fn socket_option(fd: RawFd, option: i32) -> Result<i32, i32> {
     if res < 0 { Err(landed(res as isize)) } else { Ok(value) }
 }
 
+/// How many bytes a receive from `fd` would find, or `-errno`.
+pub(crate) fn bytes_waiting(fd: RawFd) -> Result<i32, i32> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to a local.
+    let res = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut count) };
+    if res < 0 { Err(landed(res as isize)) } else { Ok(count) }
+}
+
 /// poll(2) on one descriptor: what was seen, 0 if nothing was in `timeout_ms` (-1: no limit), or
 /// `-errno`; `-EBADF` for a number that is not open.
 pub(crate) fn poll_one(fd: RawFd, events: Readiness, timeout_ms: i32) -> i32 {
