@@ -268,7 +268,8 @@ pub enum Op {
         /// `SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
         how: i32,
     },
-    /// pread(2), or read(2) at the current position if `offset` is [`Op::CURRENT_POSITION`].
+    /// pread(2), or read(2) at the current position if `offset` is [`Op::CURRENT_POSITION`]. With
+    /// `len == 0` it waits for nothing.
     Read {
         /// A file, pipe or terminal.
         fd: RawFd,

@@ -35,7 +35,7 @@ const IGNORED_BY_RECEIVES: i32 = 0;
 pub(super) fn is_ordinary(op: &Op) -> bool {
     match *op {
         // A receive of nothing does not wait for anything.
-        Op::Poll { .. } | Op::Recv { len: 0, .. } => false,
+        Op::Poll { .. } | Op::Recv { len: 0, .. } | Op::Read { len: 0, .. } => false,
         Op::Send { flags, .. } | Op::SendMsg { flags, .. } => flags & libc::MSG_DONTWAIT == 0,
         Op::Recv { flags, .. } | Op::RecvMsg { flags, .. } => flags & !ORDINARY == 0,
         _ => true,
@@ -203,15 +203,16 @@ unsafe fn transfer(op: &Op, fd: RawFd, len: usize) -> Attempt {
     match file_type(fd) {
         Err(res) => Attempt::Done(res),
         Ok(libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR) => Attempt::Thread(Carry::Blocking),
+        Ok(libc::S_IFSOCK)
+            if matches!(*op, Op::Read { offset, .. } | Op::Write { offset, .. }
+                if offset != Op::CURRENT_POSITION) =>
+        {
+            Attempt::Done(-libc::ESPIPE)
+        }
+        // read(2) of nothing waits for nothing. (recv(2) of nothing takes a datagram.)
+        Ok(_) if matches!(op, Op::Read { .. }) && len == 0 => Attempt::Done(0),
         Ok(libc::S_IFSOCK) => {
             let op = match *op {
-                Op::Read { offset, .. } | Op::Write { offset, .. }
-                    if offset != Op::CURRENT_POSITION =>
-                {
-                    return Attempt::Done(-libc::ESPIPE);
-                }
-                // read(2) of nothing does nothing, recv(2) of nothing takes a datagram.
-                Op::Read { .. } if len == 0 => return Attempt::Done(0),
                 Op::Read { buf, .. } => Op::Recv { fd, buf, len, flags: 0 },
                 Op::Write { buf, .. } => Op::Send { fd, buf, len, flags: 0 },
                 op => op,
