@@ -262,7 +262,7 @@ fn compare_measures_two_models_and_leaves_nobody_behind() {
     let compared = output(&[
         "compare",
         "--models",
-        "threads,epoll",
+        "threads,tokio",
         "--protocol",
         "http",
         "--connections",
@@ -279,6 +279,7 @@ fn compare_measures_two_models_and_leaves_nobody_behind() {
     assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
     let table = text(&compared.stdout);
     assert!(table.contains("threads") && table.contains("first look"), "{table}");
+    assert!(table.contains("comparisons: 1, each at 95 % for itself"), "{table}");
 
     let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let rows = json["tables"][0]["rows"].as_array().unwrap();
