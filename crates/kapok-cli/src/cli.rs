@@ -27,13 +27,15 @@ pub(crate) enum Command {
 /// Serve echo or HTTP on one I/O model.
 ///
 /// Prints one line, `listening on ADDR`, when connections are accepted. SIGINT or SIGTERM stops
-/// accepting, lets requests in progress end, and exits with 0.
+/// accepting, lets requests in progress end, and exits with 0. On models of fibers SIGUSR2 prints
+/// every fiber to standard error: what it waits for, on which connection, since when, and where.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kapok serve                                      echo on Kapok's fibers
   kapok serve --protocol http --model epoll        HTTP on an event loop by hand
   kapok serve --addr 127.0.0.1:0 --model tokio     any free port; read it from the first line
-  kapok serve --protocol http --body 1800 --threads 2 --accept worker")]
+  kapok serve --protocol http --body 1800 --threads 2 --accept worker
+  kapok serve --cpu-us 200000 --watchdog-ms 100    tells which fiber keeps the others waiting")]
 pub(crate) struct ServeOptions {
     /// The address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
@@ -63,6 +65,11 @@ pub(crate) struct ServeOptions {
     /// Close a connection on which nothing moved for so many seconds; 0: never
     #[arg(long, default_value = "60", value_parser = seconds, value_name = "S")]
     pub(crate) idle_timeout: Duration,
+    /// Models of fibers: warn, with a backtrace, of a fiber that runs for so many milliseconds
+    /// without waiting, which keeps the others of its loop from running; 0: never. Without it
+    /// KAPOK_WATCHDOG_MS says
+    #[arg(long, value_name = "N")]
+    pub(crate) watchdog_ms: Option<u64>,
     /// Print the ready line and the closing account as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -218,7 +218,23 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
     }) {
         writeln!(out, "  ≈ these rounds do not tell it from the baseline")?;
     }
+    let comparisons = measured.rows.iter().filter(|row| has_interval(row)).count();
+    if comparisons > 0 {
+        writeln!(
+            out,
+            "  comparisons: {comparisons}, each at 95 % for itself: about one such interval in twenty \
+             misses by chance"
+        )?;
+    }
     Ok(())
+}
+
+/// Whether the row is compared with another: the baseline relative to itself has no spread, and
+/// nothing to tell apart.
+fn has_interval(row: &Row) -> bool {
+    row.cpu_ratio.is_some_and(|ratio| {
+        ratio.interval.is_some_and(|(low, high)| low != high || ratio.mean != 1.0)
+    })
 }
 
 fn cells(row: &Row, connections: usize) -> [String; 13] {

@@ -30,6 +30,8 @@ pub(crate) fn run(options: &ServeOptions) -> io::Result<ExitCode> {
         body_bytes: options.body,
         buffer_bytes: options.buffer,
         idle_timeout: options.idle_timeout,
+        watchdog: options.watchdog_ms.map(Duration::from_millis),
+        dump_on_signal: options.model.has_fibers(),
         ..ServeConfig::default()
     };
     let served = serve(&config, &stop, |addr| {

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -42,6 +45,19 @@ impl Served {
         stdout.read_line(&mut line).unwrap();
         let addr = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
         Served { child, stdout, addr }
+    }
+
+    /// What it prints to standard error, line by line. To be taken once.
+    fn stderr(&mut self) -> Receiver<String> {
+        let stderr = BufReader::new(self.child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        // To the end, whoever reads: a pipe that is full would stop the server.
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        lines
     }
 
     /// Sends a signal and returns the exit status, and what else was printed.
@@ -131,12 +147,16 @@ fn serve_speaks_json_when_asked() {
 
 #[test]
 fn a_wrong_use_exits_with_2_and_says_what_is_known() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 10] = [
         (&[], "Usage"),
         (&["sreve"], "serve"),
         (&["serve", "--model", "epol"], "known are threads"),
         (&["serve", "--threads", "0"], "at least 1"),
         (&["serve", "--addr", "nowhere"], "HOST:PORT"),
+        (
+            &["serve", "--addr", "127.0.0.1:0", "--model", "threads", "--watchdog-ms", "100"],
+            "a watchdog is for fibers, and the model threads has none",
+        ),
         (&["load"], "<ADDR>"),
         (&["load", "127.0.0.1:1", "--protocol", "smtp"], "known are echo, http"),
         (&["load", "127.0.0.1:1", "--active", "65"], "65 active connections of 64"),
@@ -168,6 +188,51 @@ fn a_failure_exits_with_1_and_names_the_address() {
     assert!(complaint.contains(&addr) && complaint.contains("in use"), "{complaint}");
 }
 
+/// Whether a line with `words` comes, before the server ends or it takes a minute.
+fn prints(lines: &Receiver<String>, words: &str) -> bool {
+    let end = Instant::now() + Duration::from_secs(60);
+    std::iter::from_fn(|| lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok())
+        .any(|line| line.contains(words))
+}
+
+/// Sends a byte to an echo server and waits until it comes back.
+fn echo_a_byte(addr: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    stream
+}
+
+#[test]
+fn a_fiber_that_keeps_others_waiting_is_named_if_a_watchdog_was_asked_for() {
+    let mut served = Served::start(&["--cpu-us", "400000", "--watchdog-ms", "50"]);
+    let stderr = served.stderr();
+    drop(echo_a_byte(&served.addr));
+    assert!(prints(&stderr, "blocks loop"));
+    assert!(prints(&stderr, "converse"), "the backtrace names the handler");
+    served.stop(libc::SIGTERM);
+    let mut served = Served::start(&["--cpu-us", "400000", "--watchdog-ms", "0"]);
+    let stderr = served.stderr();
+    drop(echo_a_byte(&served.addr));
+    assert_eq!(served.stop(libc::SIGTERM), (Some(0), String::new()));
+    assert!(!prints(&stderr, "blocks loop"));
+}
+
+#[test]
+fn a_signal_shows_every_fiber_and_the_server_goes_on() {
+    for model in ["fiber", "fiber-epoll", "fiber-poll", "fiber-select"] {
+        let mut served = Served::start(&["--model", model]);
+        let stderr = served.stderr();
+        let connection = echo_a_byte(&served.addr);
+        // SAFETY: only numbers are passed; the child is ours and not reaped.
+        unsafe { libc::kill(served.child.id() as libc::pid_t, libc::SIGUSR2) };
+        let peer = format!("(peer {})", connection.local_addr().unwrap());
+        assert!(prints(&stderr, &peer), "{model}: no fiber waits for {peer}");
+        drop(echo_a_byte(&served.addr));
+        assert_eq!(served.stop(libc::SIGTERM), (Some(0), String::new()), "{model}");
+    }
+}
+
 /// The processes that have `parent` as their parent.
 fn children(parent: u32) -> Vec<String> {
     let mut found = Vec::new();
@@ -197,7 +262,7 @@ fn compare_measures_two_models_and_leaves_nobody_behind() {
     let compared = output(&[
         "compare",
         "--models",
-        "threads,epoll",
+        "threads,tokio",
         "--protocol",
         "http",
         "--connections",
@@ -214,6 +279,7 @@ fn compare_measures_two_models_and_leaves_nobody_behind() {
     assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
     let table = text(&compared.stdout);
     assert!(table.contains("threads") && table.contains("first look"), "{table}");
+    assert!(table.contains("comparisons: 1, each at 95 % for itself"), "{table}");
 
     let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let rows = json["tables"][0]["rows"].as_array().unwrap();
@@ -264,10 +330,10 @@ fn an_interrupted_compare_stops_its_servers() {
     .stderr(Stdio::null())
     .spawn()
     .unwrap();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while children(compare.id()).is_empty() {
         assert!(begun.elapsed().as_secs() < 30, "no server was started");
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
     // SAFETY: only numbers are passed; the child is ours and not reaped.
     unsafe { libc::kill(compare.id() as libc::pid_t, libc::SIGINT) };

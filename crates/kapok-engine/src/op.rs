@@ -146,6 +146,10 @@ pub enum Op {
     /// recv(2) on a socket. 0 with `len > 0` is the end of the stream. With `len == 0` it is what
     /// recv(2) makes of it, which on an empty stream is to wait: who reads streams answers an empty
     /// buffer without an operation.
+    ///
+    /// With `MSG_WAITALL` it lands once all of `len` is there, or with less at the end of the stream
+    /// or an error, which the next receive tells. On io_uring, and on Unix streams as recv(2) has it,
+    /// an error that comes after the first bytes may be lost: then the next receive lands with 0.
     Recv {
         /// A socket.
         fd: RawFd,
@@ -266,7 +270,8 @@ pub enum Op {
         /// `SHUT_RD`, `SHUT_WR` or `SHUT_RDWR`.
         how: i32,
     },
-    /// pread(2), or read(2) at the current position if `offset` is [`Op::CURRENT_POSITION`].
+    /// pread(2), or read(2) at the current position if `offset` is [`Op::CURRENT_POSITION`]. With
+    /// `len == 0` it waits for nothing.
     Read {
         /// A file, pipe or terminal.
         fd: RawFd,

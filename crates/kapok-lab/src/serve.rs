@@ -120,6 +120,19 @@ impl Model {
         Model::FiberSelect,
     ];
 
+    /// Whether its connections are fibers.
+    #[must_use]
+    pub fn has_fibers(self) -> bool {
+        matches!(
+            self,
+            Model::Fiber
+                | Model::FiberUring
+                | Model::FiberEpoll
+                | Model::FiberPoll
+                | Model::FiberSelect
+        )
+    }
+
     /// One line on how the model waits.
     #[must_use]
     pub fn describe(self) -> &'static str {
@@ -232,6 +245,13 @@ pub struct ServeConfig {
     pub max_head_bytes: usize,
     /// What is left of the requests in progress is cut off this long after the stop.
     pub drain_timeout: Duration,
+    /// Models of fibers: a fiber that runs for so long without waiting is reported as a warning, by
+    /// [`RuntimeBuilder::watchdog`](kapok::RuntimeBuilder::watchdog). Zero: never; `None`: as the
+    /// environment says.
+    pub watchdog: Option<Duration>,
+    /// Models of fibers: whether `SIGUSR2` prints every fiber to standard error, by
+    /// [`RuntimeBuilder::dump_on_signal`](kapok::RuntimeBuilder::dump_on_signal).
+    pub dump_on_signal: bool,
 }
 
 impl Default for ServeConfig {
@@ -248,6 +268,8 @@ impl Default for ServeConfig {
             idle_timeout: Duration::from_secs(60),
             max_head_bytes: 8 * 1024,
             drain_timeout: Duration::from_secs(5),
+            watchdog: None,
+            dump_on_signal: false,
         }
     }
 }
@@ -319,7 +341,8 @@ pub struct Served {
 ///
 /// # Errors
 ///
-/// `InvalidInput` for a configuration that makes no sense, `Unsupported` for a model that this
+/// `InvalidInput` for a configuration that makes no sense (fibers to be watched in a model that has
+/// none, for one), `Unsupported` for a model that this
 /// system does not have, and whatever binding the address or setting up the model gave. Errors of
 /// single connections end those connections only.
 pub fn serve(
@@ -333,7 +356,8 @@ pub fn serve(
 
 /// Serves, on the fibers of the runtime in which it is called, until `stopped` returns; otherwise as
 /// [`serve()`]. The listener is the caller's, so that it may be on a simulated network. Of `config`
-/// the address, the model and the threads are left aside.
+/// the address, the model and the threads are left aside, and what is to watch the fibers: the
+/// runtime is the caller's.
 ///
 /// # Errors
 ///

@@ -159,7 +159,8 @@ pub struct StackCounts {
 /// Counts what every loop of the process has done, and what they hold.
 ///
 /// Takes the lock of the list of loops, which is otherwise taken when a loop begins or ends, and the
-/// locks of the stack arena. Costs about a microsecond a loop.
+/// locks of the stack arena. Costs about 0.2 µs, and 0.05 µs for each loop: see
+/// `examples/observe_costs.rs`.
 pub fn metrics() -> Metrics {
     let (loops, ended, loops_ended) = with_loops(|list| {
         let loops: Vec<LoopMetrics> = list

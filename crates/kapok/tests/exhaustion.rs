@@ -180,6 +180,42 @@ fn fibers_without_a_stack_say_why_and_the_loop_goes_on() {
     });
 }
 
+/// Stacks are what takes address space; what is left over is for everybody else.
+#[test]
+fn stacks_leave_the_heap_room_where_address_space_is_limited() {
+    alone("stacks_leave_the_heap_room_where_address_space_is_limited", || {
+        run(|| {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            let pages: u64 = statm.split_whitespace().next().unwrap().parse().unwrap();
+            let _limited = Limited::to(libc::RLIMIT_AS, pages * 4096 + (400 << 20));
+            let hour = Duration::from_secs(3600);
+            let sleepers: Vec<_> =
+                (0..3000).map(|_| kapok::spawn_local(move || kapok::sleep(hour))).collect();
+            while kapok::metrics().total.scheduler.unstarted > 0 {
+                kapok::yield_now();
+            }
+            // What an allocator asks for, past what it has in store.
+            let (len, flags) = (16 << 20, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: a fresh mapping, which nobody uses and which is given back.
+            let room =
+                unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+            assert_ne!(room, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+            // SAFETY: as above.
+            assert_eq!(unsafe { libc::munmap(room, len) }, 0);
+            let (mut slept, mut refused) = (0, 0);
+            for sleeper in sleepers {
+                sleeper.cancel();
+                match sleeper.join() {
+                    Ok(_) => slept += 1,
+                    Err(JoinError::NoStack(_)) => refused += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert!(slept >= 1000 && refused >= 500, "{slept} slept, {refused} refused");
+        });
+    });
+}
+
 #[test]
 fn a_scope_outlives_children_without_a_stack() {
     alone("a_scope_outlives_children_without_a_stack", || {

@@ -7,7 +7,9 @@ use std::os::fd::RawFd;
 
 use crate::op::{Op, Readiness};
 use crate::ready::offloaded::Carry;
-use crate::sys::{connect_outcome, is_nonblocking, once, perform, poll_one, socket_option};
+use crate::sys::{
+    bytes_waiting, connect_outcome, is_nonblocking, once, perform, poll_one, socket_option,
+};
 
 /// What an attempt came to.
 pub(super) enum Attempt {
@@ -36,7 +38,7 @@ const IGNORED_BY_RECEIVES: i32 = 0;
 pub(super) fn is_ordinary(op: &Op) -> bool {
     match *op {
         // A receive of nothing does not wait for anything.
-        Op::Poll { .. } | Op::Recv { len: 0, .. } => false,
+        Op::Poll { .. } | Op::Recv { len: 0, .. } | Op::Read { len: 0, .. } => false,
         Op::Send { flags, .. } | Op::SendMsg { flags, .. } => flags & libc::MSG_DONTWAIT == 0,
         Op::Recv { flags, .. } | Op::RecvMsg { flags, .. } => flags & !ORDINARY == 0,
         _ => true,
@@ -197,6 +199,17 @@ unsafe fn receive_all(op: &Op, progress: &mut i32) -> Attempt {
     let len = len.min(crate::MAX_TRANSFER);
     loop {
         let done = *progress as usize;
+        if done > 0 {
+            // The call that meets an error takes it out of the socket, and what lands here is the
+            // bytes. So it is left there, for the next receive, as recv(2) does on TCP.
+            match poll_one(fd, Readiness::READABLE, 0) {
+                0 => return Attempt::Again,
+                res if res < 0 || (is_failing(res) && is_drained_tcp(fd)) => {
+                    return Attempt::Done(*progress);
+                }
+                _ => {}
+            }
+        }
         // SAFETY: `done` is at most `len`, so the rest lies in the caller's memory.
         let rest = Op::Recv { fd, buf: unsafe { buf.add(done) }, len: len - done, flags };
         // SAFETY: as above.
@@ -215,6 +228,18 @@ unsafe fn receive_all(op: &Op, progress: &mut i32) -> Attempt {
     }
 }
 
+/// Whether what poll(2) saw may come with an error.
+fn is_failing(seen: i32) -> bool {
+    Readiness(seen as i16).intersects(Readiness(libc::POLLERR | libc::POLLHUP))
+}
+
+/// Whether there is nothing left to receive on a TCP connection of Linux.
+///
+/// Unix streams are another matter: under `MSG_WAITALL` recv(2) takes their error along with bytes.
+fn is_drained_tcp(fd: RawFd) -> bool {
+    bytes_waiting(fd) == Ok(0) && drains(fd)
+}
+
 /// A read or write that the kernel makes no promise about.
 ///
 /// # Safety
@@ -224,15 +249,16 @@ unsafe fn transfer(op: &Op, fd: RawFd, len: usize) -> Attempt {
     match file_type(fd) {
         Err(res) => Attempt::Done(res),
         Ok(libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR) => Attempt::Thread(Carry::Blocking),
+        Ok(libc::S_IFSOCK)
+            if matches!(*op, Op::Read { offset, .. } | Op::Write { offset, .. }
+                if offset != Op::CURRENT_POSITION) =>
+        {
+            Attempt::Done(-libc::ESPIPE)
+        }
+        // read(2) of nothing waits for nothing. (recv(2) of nothing takes a datagram.)
+        Ok(_) if matches!(op, Op::Read { .. }) && len == 0 => Attempt::Done(0),
         Ok(libc::S_IFSOCK) => {
             let op = match *op {
-                Op::Read { offset, .. } | Op::Write { offset, .. }
-                    if offset != Op::CURRENT_POSITION =>
-                {
-                    return Attempt::Done(-libc::ESPIPE);
-                }
-                // read(2) of nothing does nothing, recv(2) of nothing takes a datagram.
-                Op::Read { .. } if len == 0 => return Attempt::Done(0),
                 Op::Read { buf, .. } => Op::Recv { fd, buf, len, flags: 0 },
                 Op::Write { buf, .. } => Op::Send { fd, buf, len, flags: 0 },
                 op => op,

@@ -7,7 +7,9 @@ mod sockets;
 
 pub use notifier::Notifier;
 pub use perform::perform;
-pub(crate) use perform::{connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option};
+pub(crate) use perform::{
+    bytes_waiting, connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option,
+};
 
 use std::io;
 use std::os::fd::RawFd;

@@ -12,6 +12,7 @@ conformance! {
     through,
     end,
     an_empty_buffer_is_no_end,
+    an_empty_buffer_waits_for_nobody,
     full,
     read_and_write_pend_together,
     a_blocking_pipe_does_not_block_the_loop,
@@ -86,6 +87,19 @@ fn an_empty_buffer_is_no_end(kind: Kind) {
         assert_eq!(driver.wait_for(reading).ok(), 0);
         let reading = read(driver, &reader, 8);
         assert_eq!(driver.wait_for(reading).bytes(), b"data");
+    });
+}
+
+/// Not even for the reads before it, which wait for bytes.
+fn an_empty_buffer_waits_for_nobody(kind: Kind) {
+    over_all(kind, |driver, reader, writer| {
+        let waiting = read(driver, &reader, 8);
+        driver.still_pending(waiting);
+        let empty = read(driver, &reader, 0);
+        assert_eq!(driver.wait_for(empty).ok(), 0);
+        driver.still_pending(waiting);
+        assert_eq!(raw_write(writer.fd(), b"data").unwrap(), 4);
+        assert_eq!(driver.wait_for(waiting).bytes(), b"data");
     });
 }
 

@@ -24,6 +24,7 @@ conformance! {
     peek_does_not_consume,
     wait_all,
     wait_all_meets_the_end,
+    wait_all_meets_an_error,
     wait_all_cancelled_in_the_middle,
     a_peek_for_all_sees_nothing_twice,
     wait_all_without_waiting,
@@ -251,6 +252,37 @@ fn wait_all_meets_the_end(kind: Kind) {
         let recv = driver.recv_with(a.fd(), 100, libc::MSG_WAITALL);
         assert_eq!(driver.wait_for(recv).ok(), 0);
     });
+}
+
+/// First the bytes, and then the error, as recv(2) has it: who takes the end of them for the end of
+/// the stream has lost the news that it was cut off.
+fn wait_all_meets_an_error(kind: Kind) {
+    for (transport, ownership) in
+        Transport::ALL.into_iter().flat_map(|one| Ownership::ALL.map(|other| (one, other)))
+    {
+        crate::isolated::doing(format_args!("{transport:?}, {ownership:?}"));
+        let mut driver = Driver::new(kind);
+        let (a, b) = stream_pair(transport, ownership);
+        let recv = driver.recv_with(a.fd(), 100, libc::MSG_WAITALL);
+        driver.still_pending(recv);
+        put(b.fd(), b"first, ");
+        driver.still_pending(recv);
+        put(b.fd(), b"second");
+        // What makes the close of a Unix stream a reset is what its peer has sent in vain.
+        put(a.fd(), b"unread");
+        reset_on_close(b.fd());
+        drop(b);
+        assert_eq!(driver.wait_for(recv).bytes(), b"first, second");
+        let recv = driver.recv(a.fd(), 100);
+        let landed = driver.wait_for(recv);
+        // io_uring's own retry takes the error out of the socket and lands with the bytes alone, as
+        // recv(2) does on Unix streams.
+        if !(matches!(kind, Kind::Uring) || transport == Transport::Unix) || landed.res < 0 {
+            landed.failed_with(&[libc::ECONNRESET]);
+            let recv = driver.recv(a.fd(), 100);
+            assert_eq!(driver.wait_for(recv).ok(), 0);
+        }
+    }
 }
 
 /// What the operation took out of the socket is what it lands with: it did not do nothing.

@@ -128,6 +128,7 @@ pub(crate) const NOT_SIMULATED: &[(&str, &str)] = &[
     ("pipes::through", PIPES),
     ("pipes::end", PIPES),
     ("pipes::an_empty_buffer_is_no_end", PIPES),
+    ("pipes::an_empty_buffer_waits_for_nobody", PIPES),
     ("pipes::full", PIPES),
     ("pipes::read_and_write_pend_together", PIPES),
     ("pipes::a_blocking_pipe_does_not_block_the_loop", PIPES),

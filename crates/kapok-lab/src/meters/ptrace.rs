@@ -5,7 +5,8 @@
 //! ready at a turn than it would otherwise: the figure is an estimate, and named as such.
 //!
 //! The tracer is a thread of its own, because only the thread that attached may handle the stops,
-//! and it waits for its own tracees only (`__WNOTHREAD`): it reaps nobody else's children. When it
+//! and it waits for its own tracees only (`__WNOTHREAD`): it reaps nobody else's children, and it
+//! leaves the end of the traced process to its parent, which may be another thread of ours. When it
 //! ends, the kernel detaches every tracee and lets it run on. That is after the thread can be
 //! joined, and until then a wait for the process by another thread of ours would be answered with a
 //! stop of the trace: so the counter's drop waits until the kernel has done with the thread.
@@ -48,7 +49,7 @@ impl TraceCounter {
                     Ok(()) => {
                         // The maker waits for this; that it is gone is not for the tracer to handle.
                         let _ = attached.send(Ok(()));
-                        count(&shared);
+                        count(&shared, pid as libc::pid_t);
                     }
                     Err(error) => {
                         let _ = attached.send(Err(error));
@@ -105,39 +106,75 @@ fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn count(shared: &Shared) {
+fn count(shared: &Shared, process: libc::pid_t) {
     // Every thread's stops alternate between entering and leaving a call.
     let mut inside = std::collections::HashSet::new();
     while !shared.stop.load(Ordering::Relaxed) {
-        let mut status = 0;
-        // SAFETY: `status` outlives the call.
-        let thread = unsafe {
-            libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG)
-        };
-        match thread {
-            0 => thread::sleep(Duration::from_micros(20)),
+        // Looked at first and taken after: the end of the process is for its parent to take, which
+        // would otherwise go on with a number that may be somebody else's by then.
+        let news = match look(libc::P_ALL, 0, libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT) {
+            Ok(Some(news)) => news,
+            Ok(None) => {
+                thread::sleep(Duration::from_micros(20));
+                continue;
+            }
             // No tracee is left.
-            ..0 => return,
-            _ if !libc::WIFSTOPPED(status) => {
+            Err(_) => return,
+        };
+        if news.has_ended {
+            if news.thread == process {
+                // The other threads went before.
+                return;
+            }
+            inside.remove(&news.thread);
+            let _ = look(libc::P_PID, news.thread, libc::WEXITED);
+            continue;
+        }
+        let Ok(Some(News { thread, status, .. })) = look(libc::P_PID, news.thread, libc::WSTOPPED)
+        else {
+            // Killed meanwhile.
+            continue;
+        };
+        let (signal, event) = (status & 0xff, status >> 8);
+        let mut deliver = 0;
+        if signal == libc::SIGTRAP | 0x80 {
+            if inside.insert(thread) {
+                shared.calls.fetch_add(1, Ordering::Relaxed);
+            } else {
                 inside.remove(&thread);
             }
-            _ => {
-                let signal = libc::WSTOPSIG(status);
-                let event = status >> 16;
-                let mut deliver = 0;
-                if signal == libc::SIGTRAP | 0x80 {
-                    if inside.insert(thread) {
-                        shared.calls.fetch_add(1, Ordering::Relaxed);
-                    } else {
-                        inside.remove(&thread);
-                    }
-                } else if event == 0 {
-                    // A signal for the thread itself, which it must get.
-                    deliver = signal as usize;
-                }
-                // A thread that was killed meanwhile cannot be resumed, and need not be.
-                let _ = trace(libc::PTRACE_SYSCALL, thread, deliver);
-            }
+        } else if event == 0 {
+            // A signal for the thread itself, which it must get.
+            deliver = signal as usize;
         }
+        // A thread that was killed meanwhile cannot be resumed, and need not be.
+        let _ = trace(libc::PTRACE_SYSCALL, thread, deliver);
     }
+}
+
+/// What has become of a tracee.
+struct News {
+    thread: libc::pid_t,
+    has_ended: bool,
+    /// The signal that it stopped with, and above its 8 bits the event (ptrace(2)).
+    status: i32,
+}
+
+/// Looks for news of the calling thread's tracees, without waiting.
+fn look(
+    whose: libc::idtype_t,
+    thread: libc::pid_t,
+    kinds: libc::c_int,
+) -> io::Result<Option<News>> {
+    let options = kinds | libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: all zeros is a siginfo, which waitid leaves as it is if there is no news.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call.
+    if unsafe { libc::waitid(whose, thread as libc::id_t, &raw mut info, options) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid fills these in, or nothing.
+    let (thread, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let has_ended = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED].contains(&info.si_code);
+    Ok((thread != 0).then_some(News { thread, has_ended, status }))
 }

@@ -172,6 +172,25 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_ends_while_it_is_traced_is_its_parents_to_reap() {
+        let ends = (0..20).try_for_each(|_| {
+            let mut traced = Command::new("sleep").arg("600").spawn().unwrap();
+            let counter = TraceCounter::of(traced.id());
+            traced.kill().unwrap();
+            // The tracer looks every few microseconds.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let counted = counter.map(drop);
+            let end = traced.wait().expect("nobody has reaped it");
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&end), Some(libc::SIGKILL));
+            counted
+        });
+        // An ordinary user may not trace everywhere.
+        if let Err::<(), io::Error>(error) = ends {
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+        }
+    }
+
+    #[test]
     fn a_dropped_tracer_holds_nobody() {
         let mut idle = Command::new("sleep").arg("600").spawn().unwrap();
         let traced = (0..500).try_for_each(|_| {

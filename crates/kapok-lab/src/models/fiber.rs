@@ -14,24 +14,32 @@ use std::time::Duration;
 
 use kapok::net::{DescriptorLimit, TcpListener, TcpStream, wait_readable};
 use kapok::sync::channel::{self, Sender};
-use kapok::{Canceled, Kind, Runtime};
+use kapok::{Canceled, Kind, Runtime, RuntimeBuilder};
 
 use super::activity::{ActivityEntry, ActivityRoster};
 use super::listener::{Backoff, Listener};
 use super::pace::Pace;
 use super::{Server, on_threads};
-use crate::serve::{AcceptMode, Model};
+use crate::serve::{AcceptMode, Model, ServeConfig};
 use crate::workload::Want;
 
-/// The engine that a model of fibers names; none for the best there is, and for other models.
-pub(super) fn engine(model: Model) -> Option<Kind> {
-    match model {
+/// A runtime of one loop on the engine that the model names, or on the best there is.
+pub(super) fn runtime(config: &ServeConfig) -> RuntimeBuilder {
+    let engine = match config.model {
         Model::FiberUring => Some(Kind::Uring),
         Model::FiberEpoll => Some(Kind::Epoll),
         Model::FiberPoll => Some(Kind::Poll),
         Model::FiberSelect => Some(Kind::Select),
         _ => None,
+    };
+    let mut builder = Runtime::builder().dump_on_signal(config.dump_on_signal);
+    if let Some(kind) = engine {
+        builder = builder.engine(kind);
     }
+    if let Some(limit) = config.watchdog {
+        builder = builder.watchdog(limit);
+    }
+    builder
 }
 
 /// Serves the listeners on the engine that the model names.
@@ -43,11 +51,7 @@ pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Resul
         AcceptMode::Worker => 1,
     };
     on_threads(server, "worker", listeners, |listener| {
-        let builder = Runtime::builder().threads(loops).close_limit(Duration::from_secs(1));
-        let builder = match engine(server.config.model) {
-            Some(kind) => builder.engine(kind),
-            None => builder,
-        };
+        let builder = runtime(&server.config).threads(loops).close_limit(Duration::from_secs(1));
         let server = Arc::clone(server);
         builder.build()?.run(move || {
             let listener = TcpListener::try_from(listener.into_socket())?;

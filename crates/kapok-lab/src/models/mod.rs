@@ -32,8 +32,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
-use kapok::Runtime;
-
 use crate::serve::{AcceptMode, Model, ServeConfig, Served};
 use crate::stop::Stop;
 use crate::workload::Workload;
@@ -79,7 +77,7 @@ pub(crate) fn run(
 ) -> io::Result<Served> {
     let server = Server::new(config, stop);
     // Before anybody is told that this server is ready.
-    check(config.model)?;
+    check(config)?;
     let listeners = listen(config)?;
     ready(listeners[0].local_addr()?);
     match config.model {
@@ -107,8 +105,17 @@ pub(crate) fn run(
     Ok(server.tally.served())
 }
 
-/// Whether this system has what the model needs.
-fn check(model: Model) -> io::Result<()> {
+/// Whether this system has what the model needs, and the model what was asked for. Fibers can be
+/// dumped from here on.
+fn check(config: &ServeConfig) -> io::Result<()> {
+    let model = config.model;
+    if !model.has_fibers() && (config.watchdog.is_some() || config.dump_on_signal) {
+        let what = if config.watchdog.is_some() { "watchdog" } else { "dump" };
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a {what} is for fibers, and the model {model} has none; fiber has"),
+        ));
+    }
     match model {
         #[cfg(target_os = "linux")]
         Model::Uring => uring::check(),
@@ -117,10 +124,8 @@ fn check(model: Model) -> io::Result<()> {
             io::ErrorKind::Unsupported,
             format!("the model {model} needs Linux"),
         )),
-        _ => match fiber::engine(model) {
-            Some(kind) => Runtime::builder().engine(kind).build().map(drop),
-            None => Ok(()),
-        },
+        _ if model.has_fibers() => fiber::runtime(config).build().map(drop),
+        _ => Ok(()),
     }
 }
 

@@ -66,10 +66,9 @@ pub(crate) enum Waiting {
     Nothing,
     /// This operation. Nothing but its landing resumes the fiber.
     Operation(Key),
-    /// Its park word. Cancellation unparks it too, but does not end the wait.
+    /// Its park word. Cancellation and deadlines unpark it too; whoever waits decides whether that
+    /// ends the wait.
     Park,
-    /// Its park word; cancellation and deadlines end the wait.
-    InterruptiblePark,
 }
 
 /// What only the home thread touches.

@@ -149,10 +149,7 @@ fn wait_on_fiber<F: Future>(
                 let timer =
                     deadline.map(|at| lp.arm(Waiter::Task(Some(Waker::clone(waker)), None), at));
                 // SAFETY: on the fiber itself; plain fields.
-                (*local).waiting = match limit {
-                    Limit::Interrupts => Waiting::InterruptiblePark,
-                    _ => Waiting::Park,
-                };
+                (*local).waiting = Waiting::Park;
                 lp.suspend(fiber, || About::Future(std::any::type_name::<F>()));
                 (*local).waiting = Waiting::Nothing;
                 control.take_token();

@@ -106,7 +106,7 @@ impl Loop {
         match waiting {
             Waiting::Operation(key) => self.cancel(key),
             // What it waits for decides whether that is a reason to go on: it is polled once more.
-            Waiting::Park | Waiting::InterruptiblePark => {
+            Waiting::Park => {
                 if fiber.leave_token() {
                     self.ready.borrow_mut().push_back(pointer);
                 }

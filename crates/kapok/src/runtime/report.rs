@@ -194,9 +194,7 @@ impl Loop {
                 descriptor: fd.and_then(describe),
                 left: until.map(|until| until.saturating_duration_since(now)),
             },
-            (Waiting::Park | Waiting::InterruptiblePark, About::Future(name))
-                if fiber.is_parked() =>
-            {
+            (Waiting::Park, About::Future(name)) if fiber.is_parked() => {
                 let waker = Fiber::pointer(fiber).as_ptr().cast_const().cast();
                 let keys = answering.tasks.get(&waker).map_or(&[][..], Vec::as_slice);
                 State::Future { name, descriptors: self.descriptors_of(keys) }

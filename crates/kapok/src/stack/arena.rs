@@ -29,6 +29,9 @@ pub(super) const SIZE_CLASSES: usize = (MAX_SLOT_SHIFT - MIN_SLOT_SHIFT + 1) as 
 /// The first chunk of a class. Each next one is as large as all before it, up to the largest.
 const MIN_CHUNK_BYTES: usize = 64 << 20;
 const MAX_CHUNK_BYTES: usize = 1 << 30;
+/// What a reservation must leave of the address space, where that is limited: the heap grows beside
+/// the stacks, with what every fiber has there, and ends the process where it is refused.
+const HEADROOM_BYTES: usize = 32 << 20;
 /// 4 TiB of the largest chunks, sixteen million stacks of the default size.
 const MAX_CHUNKS: usize = 4096;
 
@@ -410,7 +413,7 @@ impl SizeClass {
 }
 
 /// Reserves address space that commits as it is touched, always with the same attributes so that
-/// neighbours merge.
+/// neighbours merge. Refused if less than [`HEADROOM_BYTES`] would be left.
 fn map(bytes: usize) -> io::Result<usize> {
     #[cfg(target_os = "linux")]
     // MAP_STACK means no huge pages since Linux 6.7; set at once, the new mapping merges at once.
@@ -420,11 +423,19 @@ fn map(bytes: usize) -> io::Result<usize> {
     #[cfg(not(target_os = "linux"))]
     const FLAGS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANON;
     let access = libc::PROT_READ | libc::PROT_WRITE;
+    let tried = bytes + HEADROOM_BYTES;
     // SAFETY: a fresh anonymous mapping touches nothing that exists.
-    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, FLAGS, -1, 0) };
-    if start == libc::MAP_FAILED {
+    let low = unsafe { libc::mmap(ptr::null_mut(), tried, access, FLAGS, -1, 0) };
+    if low == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
+    // The low end, so that the next reservation, which the kernel puts below, is its neighbour.
+    // SAFETY: the first part of a mapping that nobody knows of. Should it be refused it stays, which
+    // costs address space and no more.
+    let start = unsafe {
+        libc::munmap(low, HEADROOM_BYTES);
+        low.byte_add(HEADROOM_BYTES)
+    };
     #[cfg(target_os = "linux")]
     // SAFETY: the mapping was just made. Kernels without huge pages refuse, which is as good.
     unsafe {
