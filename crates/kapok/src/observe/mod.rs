@@ -20,9 +20,9 @@
 //! at a limit of 100 ms. A yield and an echo take the same time with a watchdog as without.
 //!
 //! A dump takes 2 µs of a loop's time for each of its fibers, and another for every ten calls that the
-//! fiber is deep, 64 fibers at a time. Names of functions are looked up by the monitor, which reads the debug information of the
-//! program for that, once: it may take a second and tens of megabytes in a large program. Without
-//! symbols, addresses are shown.
+//! fiber is deep, 64 fibers at a time. Names of functions are looked up by the monitor, which reads the
+//! debug information of the program for that, once: it may take a second and tens of megabytes in a
+//! large program. Without symbols, addresses are shown.
 //!
 //! These are times of one machine, by `cargo run --release -p kapok --example observe_costs`; more in
 //! docs/design/observing.md.
