@@ -2,15 +2,23 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Instant;
 
 use crate::bell::Bell;
+use crate::buffers::{Buffers, DEFAULT_BYTES};
+use crate::choice::AUTO;
 use crate::engine::Engine;
 use crate::op::{Completions, Key, Op, Submitted, Wait};
 use crate::ready::Ready;
 use crate::salvage::Salvage;
-use crate::selector::{Busy, Mio, Poll, Select};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use crate::selector::Epoll as Edges;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use crate::selector::Mio as Edges;
+use crate::selector::{Busy, Poll, Select};
 use crate::sim::{self, Sim};
 use crate::stats::EngineStats;
 #[cfg(target_os = "linux")]
@@ -92,17 +100,25 @@ impl std::error::Error for UnknownKind {}
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// How many operations a ring takes between two system calls. More are flushed, none is lost.
+    /// How many operations a ring takes between two system calls. More are kept, none is lost.
     pub submission_entries: u32,
     /// How many completions a ring holds before the kernel has to keep them on the side.
     pub completion_entries: u32,
+    /// The size of the buffers that [`Op::RecvPooled`] lands in, in bytes. An engine has 128 of them,
+    /// whose memory is used as it is touched.
+    pub pooled_buffer_bytes: u32,
     /// The world of [`Kind::Sim`]. Without one, that kind is `InvalidInput`.
     pub simulation: Option<sim::Config>,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { submission_entries: 512, completion_entries: 8192, simulation: None }
+        Config {
+            submission_entries: 1024,
+            completion_entries: 8192,
+            pooled_buffer_bytes: DEFAULT_BYTES,
+            simulation: None,
+        }
     }
 }
 
@@ -114,7 +130,7 @@ pub enum AnyEngine {
     #[cfg(target_os = "linux")]
     Uring(Uring),
     /// See [`Kind::Epoll`].
-    Epoll(Ready<Mio>),
+    Epoll(Ready<Edges>),
     /// See [`Kind::Poll`].
     Poll(Ready<Poll>),
     /// See [`Kind::Select`].
@@ -145,21 +161,32 @@ impl AnyEngine {
     ///
     /// # Errors
     ///
-    /// What the kernel says; `Unsupported` for io_uring where there is none.
+    /// What the kernel says; `Unsupported` for io_uring where there is none; `InvalidInput` for a
+    /// configuration that makes no sense.
     pub fn new(kind: Kind, config: &Config) -> io::Result<AnyEngine> {
+        if config.pooled_buffer_bytes == 0 {
+            let message = "pooled_buffer_bytes is 0: a receive would always be at its end";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         Ok(match kind {
             #[cfg(target_os = "linux")]
             Kind::Uring => {
-                AnyEngine::Uring(Uring::new(config.submission_entries, config.completion_entries)?)
+                let (submissions, completions) =
+                    (config.submission_entries, config.completion_entries);
+                AnyEngine::Uring(Uring::new(submissions, completions, config.pooled_buffer_bytes)?)
             }
             #[cfg(not(target_os = "linux"))]
             Kind::Uring => {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring is Linux's"));
             }
-            Kind::Epoll => AnyEngine::Epoll(Ready::new()?),
-            Kind::Poll => AnyEngine::Poll(Ready::new()?),
-            Kind::Select => AnyEngine::Select(Ready::new()?),
-            Kind::Busy => AnyEngine::Busy(Ready::new()?),
+            Kind::Epoll => {
+                AnyEngine::Epoll(Ready::with_pooled_buffers(config.pooled_buffer_bytes)?)
+            }
+            Kind::Poll => AnyEngine::Poll(Ready::with_pooled_buffers(config.pooled_buffer_bytes)?),
+            Kind::Select => {
+                AnyEngine::Select(Ready::with_pooled_buffers(config.pooled_buffer_bytes)?)
+            }
+            Kind::Busy => AnyEngine::Busy(Ready::with_pooled_buffers(config.pooled_buffer_bytes)?),
             Kind::Sim => match &config.simulation {
                 Some(world) => AnyEngine::Sim(Box::new(Sim::new(world.clone())?)),
                 None => {
@@ -170,23 +197,31 @@ impl AnyEngine {
         })
     }
 
-    /// Makes the best engine that is to be had: io_uring, tried with a real operation, or else
-    /// epoll or kqueue. Why not io_uring is logged, once a process as a warning.
+    /// Makes the best engine that is to be had, by the rule in [`AUTO`]: io_uring, tried with a real
+    /// operation, or else epoll or kqueue. Why not io_uring is logged, once a process as a warning.
     ///
     /// # Errors
     ///
     /// If there is not even a readiness engine: no descriptors, no memory.
     pub fn best(config: &Config) -> io::Result<AnyEngine> {
-        match AnyEngine::new(Kind::Uring, config) {
-            Ok(engine) => Ok(engine),
-            Err(error) => {
-                static TOLD: std::sync::Once = std::sync::Once::new();
-                TOLD.call_once(|| {
-                    tracing::warn!(%error, "no io_uring here, using {}; `kapok doctor` says why", Kind::Epoll);
-                });
-                AnyEngine::new(Kind::Epoll, config)
+        let (last, before) = AUTO.split_last().expect("auto tries at least one engine");
+        for (place, choice) in before.iter().enumerate() {
+            match AnyEngine::new(choice.kind, config) {
+                Ok(engine) => return Ok(engine),
+                Err(error) => {
+                    static TOLD: std::sync::Once = std::sync::Once::new();
+                    TOLD.call_once(|| {
+                        tracing::warn!(
+                            %error,
+                            "no {}, using {}; `kapok doctor` says why",
+                            if choice.kind == Kind::Uring { "io_uring here" } else { choice.kind.name() },
+                            AUTO[place + 1].kind
+                        );
+                    });
+                }
             }
         }
+        AnyEngine::new(last.kind, config)
     }
 
     /// Puts a readiness engine in the place of a ring that can no longer be entered, that is, whose
@@ -203,9 +238,9 @@ impl AnyEngine {
     pub fn replace_broken(&mut self) -> io::Result<Salvage> {
         #[cfg(target_os = "linux")]
         if let AnyEngine::Uring(ring) = self {
-            let fresh = match Ready::with_tower(ring.tower()) {
+            let fresh = match Ready::with_tower(ring.tower(), ring.pooled_buffer_bytes()) {
                 Ok(engine) => AnyEngine::Epoll(engine),
-                Err(error) => match Ready::with_tower(ring.tower()) {
+                Err(error) => match Ready::with_tower(ring.tower(), ring.pooled_buffer_bytes()) {
                     Ok(engine) => AnyEngine::Poll(engine),
                     Err(_) => return Err(error),
                 },
@@ -286,6 +321,26 @@ impl Engine for AnyEngine {
     #[inline]
     fn now(&self) -> Instant {
         on_each!(self, engine => engine.now())
+    }
+
+    #[inline]
+    fn flush(&mut self, at_least: usize, busy: usize) {
+        on_each!(self, engine => engine.flush(at_least, busy));
+    }
+
+    #[inline]
+    fn wants_turn(&self) -> bool {
+        on_each!(self, engine => engine.wants_turn())
+    }
+
+    #[inline]
+    fn sends_at_once(&self, fd: RawFd) -> bool {
+        on_each!(self, engine => engine.sends_at_once(fd))
+    }
+
+    #[inline]
+    fn buffers(&self) -> Option<&Rc<Buffers>> {
+        on_each!(self, engine => engine.buffers())
     }
 
     fn descriptor_limit(&self) -> Option<i32> {

@@ -84,9 +84,18 @@ impl BellTower {
         self.0.word.swap(AWAKE, Ordering::AcqRel);
     }
 
-    /// Empties the descriptor after it was seen readable.
+    /// Empties the descriptor after it was seen readable, so that it is not reported again.
     pub(crate) fn drain(&self) {
         self.0.notifier.drain();
+    }
+
+    /// To be called when the descriptor was reported by what reports edges. Each write to an eventfd is
+    /// an edge, whatever is in it, and it does not fill up: it is left as it is. A pipe fills up.
+    #[inline]
+    pub(crate) fn heard_an_edge(&self) {
+        if !Notifier::COUNTS {
+            self.drain();
+        }
     }
 }
 

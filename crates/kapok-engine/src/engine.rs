@@ -1,9 +1,12 @@
 //! The seam: what an engine is.
 
 use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::time::Instant;
 
 use crate::bell::Bell;
+use crate::buffers::Buffers;
 use crate::op::{Completions, Key, Op, Submitted, Wait};
 use crate::stats::EngineStats;
 
@@ -34,7 +37,9 @@ pub trait Engine {
     /// read) until this returns [`Submitted::Done`] or [`turn`](Engine::turn) yields `key` without
     /// `MORE`. `key` is not in flight and not [reserved](Key::is_reserved). Descriptors named by
     /// `op` are open, and if they are closed before the key lands, by nobody but a caller who
-    /// accepts that the operation may still act on the old one.
+    /// accepts that the operation may still act on the old one. (Buffers that an entry provides to the
+    /// kernel, [`provide_buffers`](crate::entry::Entry::provide_buffers), stay lent beyond its landing:
+    /// until they are removed, or the engine is gone.)
     unsafe fn submit(&mut self, key: Key, op: Op) -> Submitted;
 
     /// Asks for `key` to land soon. Unknown keys, and keys that have landed, are ignored.
@@ -73,6 +78,34 @@ pub trait Engine {
     /// [`Instant::now`].
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    /// Hands over what was submitted, if it is `at_least` so many operations and fewer than `busy` are under
+    /// way, and takes nothing in: so that a device begins while others are still being prepared. Otherwise
+    /// that is for the next turn.
+    #[inline]
+    fn flush(&mut self, at_least: usize, busy: usize) {
+        let _ = (at_least, busy);
+    }
+
+    /// Whether there is something that only a turn gets on with, as far as can be told without a
+    /// system call.
+    #[inline]
+    fn wants_turn(&self) -> bool {
+        false
+    }
+
+    /// Whether a send on `fd` that does not wait may be made beside the engine, because nothing that
+    /// it has would have to come first.
+    #[inline]
+    fn sends_at_once(&self, fd: RawFd) -> bool {
+        let _ = fd;
+        false
+    }
+
+    /// The buffers that [`Op::RecvPooled`] lands in, once it has landed in one.
+    fn buffers(&self) -> Option<&Rc<Buffers>> {
+        None
     }
 
     /// The smallest descriptor number that this engine can *not* wait for, if there is one:

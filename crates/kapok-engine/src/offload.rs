@@ -56,7 +56,7 @@ struct Pool {
 /// a thread, a refused one only means that jobs wait in line for longer.
 pub fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let pool = pool();
-    pool.put(Box::new(job), || start_thread(pool))
+    pool.put(Box::new(job), || start_thread("kapok-offload".into(), || pool.work()).map(drop))
 }
 
 /// How often a thread was refused to the pool, in this process and those it was forked from.
@@ -169,8 +169,15 @@ impl Pool {
     }
 }
 
-/// Starts a thread that is born with its signals blocked.
-fn start_thread(pool: &'static Pool) -> io::Result<()> {
+/// Starts a thread that is born with its signals blocked, all but those that a fault of its own raises.
+///
+/// # Errors
+///
+/// What clone(2) says; `run` is then dropped without having run.
+pub fn start_thread(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<thread::JoinHandle<()>> {
     // Those that a fault of the thread itself raises: blocking them would turn a diagnosis into
     // a kill.
     const SYNCHRONOUS: [i32; 7] = [
@@ -182,22 +189,42 @@ fn start_thread(pool: &'static Pool) -> io::Result<()> {
         libc::SIGSYS,
         libc::SIGABRT,
     ];
-    // SAFETY: signal sets are locals and are filled before they are read; only the calling thread's
-    // mask changes, and is put back below.
-    let mask_before = unsafe {
+    // SAFETY: signal sets are locals and are filled before they are read.
+    let blocked = unsafe {
         let mut blocked: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut blocked);
         for signal in SYNCHRONOUS {
             libc::sigdelset(&raw mut blocked, signal);
         }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, &raw mut before);
-        before
+        blocked
     };
-    let started = thread::Builder::new().name("kapok-offload".into()).spawn(|| pool.work());
-    // SAFETY: the mask that was read above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask_before, ptr::null_mut()) };
-    started.map(drop)
+    let before = change_mask(libc::SIG_BLOCK, &blocked);
+    let started = thread::Builder::new().name(name).spawn(run);
+    change_mask(libc::SIG_SETMASK, &before);
+    started
+}
+
+/// Changes the calling thread's mask, and gives the one before.
+///
+/// By the system call: threads are started under the pool's lock, also on fibers, and who comes before
+/// the C library's function may suspend its caller.
+fn change_mask(how: i32, new: &libc::sigset_t) -> libc::sigset_t {
+    // SAFETY: a set of signals is integers.
+    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: sets of the kernel's size, which is that of its 64 signals and the least that the C
+    // library's have; only the calling thread's mask changes.
+    unsafe {
+        let (new, old) = (ptr::from_ref(new) as usize, (&raw mut before) as usize);
+        let number = libc::SYS_rt_sigprocmask;
+        crate::sys::kernel::call(number, [how as usize, new, old, size_of::<u64>(), 0, 0]);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    // SAFETY: sets that are there; only the calling thread's mask changes.
+    unsafe {
+        libc::pthread_sigmask(how, new, &raw mut before);
+    }
+    before
 }
 
 #[cfg(test)]

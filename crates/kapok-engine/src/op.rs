@@ -66,6 +66,30 @@ impl Key {
         Key(bits)
     }
 
+    /// The key under which a message from another ring lands: of no operation, and told apart by its
+    /// number, which is below 2³¹. See [`Entry::msg_ring`](crate::entry::Entry::msg_ring).
+    ///
+    /// # Panics
+    ///
+    /// If the number is too high.
+    #[cfg(target_os = "linux")]
+    #[inline]
+    pub const fn message(number: u32) -> Key {
+        assert!(number < Self::MESSAGE, "the number of a message is below 2^31");
+        Key::new(number | Self::MESSAGE, Self::RESERVED_GENERATION)
+    }
+
+    /// Whether a message lands under this key.
+    #[cfg(target_os = "linux")]
+    #[inline]
+    pub const fn is_message(self) -> bool {
+        self.is_reserved() && self.index() & Self::MESSAGE != 0
+    }
+
+    /// What tells messages apart from the engines' own keys.
+    #[cfg(target_os = "linux")]
+    const MESSAGE: u32 = 1 << 31;
+
     /// Whether this key belongs to an engine and not to a submitter.
     #[inline]
     pub const fn is_reserved(self) -> bool {
@@ -160,6 +184,17 @@ pub enum Op {
         /// `MSG_*` of recv(2). `MSG_WAITALL` is for streams: with boundaries between messages, and
         /// together with `MSG_PEEK`, it has no effect.
         flags: i32,
+    },
+    /// recv(2) on a socket into one of the engine's own [`Buffers`](crate::Buffers), which is taken
+    /// when bytes have come: until then nothing is lent and nothing is held.
+    ///
+    /// It lands with a [`buffer`](Completion::buffer) if bytes were received, and without one for 0 or
+    /// an error; at once, as [`Submitted::DoneIn`] or [`Submitted::Done`]. `-ENOBUFS` if every buffer
+    /// is taken, or the engine has none (`sim`, kernels that refuse to register them): nothing was
+    /// received, and [`Op::Recv`] with memory of one's own will do it.
+    RecvPooled {
+        /// A socket.
+        fd: RawFd,
     },
     /// send(2) on a socket.
     Send {
@@ -318,10 +353,34 @@ pub enum Op {
         /// Where it goes.
         out: *mut RawMetadata,
     },
+    /// futex(2): lands with 0 once somebody wakes those who wait at `word`, threads that know nothing of
+    /// Kapok included, or at once with `-EAGAIN` if the word is not `expected`. Lands with 0 for no reason
+    /// now and then, as futex(2) does. On io_uring only, from Linux 6.7 on: older kernels answer
+    /// `-EINVAL`, the other engines `-ENOSYS`.
+    FutexWait {
+        /// A futex word, aligned to 4 bytes, of which nothing is read after it has landed.
+        word: *const u32,
+        /// What it is when the wait begins.
+        expected: u32,
+        /// Which wakers end the wait, as of `FUTEX_WAIT_BITSET`; not 0.
+        mask: u32,
+        /// Whether wakers may be of another process.
+        shared: bool,
+    },
     /// close(2). Never retried: on Linux the descriptor is gone whatever the result.
     Close {
         /// The descriptor; nobody else may use its number any more.
         fd: RawFd,
+    },
+    /// Any other operation of io_uring, or one of these as io_uring has it: see
+    /// [`entry`](crate::entry), also for what becomes of it on other engines.
+    ///
+    /// The entry is copied, but counts as lent: it stays until the key has landed for the last time
+    /// ([`Completion::is_terminal`]), like all that it points to.
+    #[cfg(target_os = "linux")]
+    Entry {
+        /// The entry.
+        entry: *const crate::entry::Entry,
     },
 }
 
@@ -335,7 +394,7 @@ impl Op {
             Op::Nop => "nop",
             Op::Timer { .. } => "timer",
             Op::Poll { .. } => "poll",
-            Op::Recv { .. } => "recv",
+            Op::Recv { .. } | Op::RecvPooled { .. } => "recv",
             Op::Send { .. } => "send",
             Op::RecvMsg { .. } => "recvmsg",
             Op::SendMsg { .. } => "sendmsg",
@@ -354,7 +413,26 @@ impl Op {
             Op::Sync { .. } => "fsync",
             Op::Open { .. } => "open",
             Op::Metadata { .. } => "statx",
+            Op::FutexWait { .. } => "futex",
             Op::Close { .. } => "close",
+            #[cfg(target_os = "linux")]
+            Op::Entry { .. } => "an entry",
+        }
+    }
+
+    /// Whether it moves bytes from or to a file, by the memory it names or by registered memory.
+    ///
+    /// # Safety
+    ///
+    /// The entry may be read, if it is one.
+    #[inline]
+    pub unsafe fn is_transfer(&self) -> bool {
+        match *self {
+            Op::Read { .. } | Op::Write { .. } => true,
+            #[cfg(target_os = "linux")]
+            // SAFETY: by the caller.
+            Op::Entry { entry } => unsafe { (*entry).is_transfer() },
+            _ => false,
         }
     }
 
@@ -381,10 +459,15 @@ impl Op {
             Op::Nop
             | Op::Timer { .. }
             | Op::Open { .. }
+            | Op::FutexWait { .. }
             | Op::Socket { .. }
             | Op::SocketPair { .. } => None,
+            // It is asked for what it names where it may be read.
+            #[cfg(target_os = "linux")]
+            Op::Entry { .. } => None,
             Op::Poll { fd, .. }
             | Op::Recv { fd, .. }
+            | Op::RecvPooled { fd, .. }
             | Op::Send { fd, .. }
             | Op::RecvMsg { fd, .. }
             | Op::SendMsg { fd, .. }
@@ -411,6 +494,8 @@ impl Op {
 pub enum Submitted {
     /// The operation is over; its memory is free again and its key will not land.
     Done(i32),
+    /// [`Op::RecvPooled`] is over with this result, in the buffer of this number.
+    DoneIn(i32, u16),
     /// The key will land exactly once (multishot operations aside) in a later turn.
     Pending,
 }
@@ -430,6 +515,28 @@ impl Completion {
     /// The key will land again: this completion is not its last. Without it the memory named by
     /// the operation belongs to the submitter again.
     pub const MORE: u32 = 1 << 1;
+
+    /// [`Op::RecvPooled`] has received into a buffer, whose number is the upper half of the flags.
+    pub const BUFFER: u32 = 1 << 0;
+
+    /// The number of the buffer that holds what was received; see [`Op::RecvPooled`].
+    #[inline]
+    pub const fn buffer(&self) -> Option<u16> {
+        if self.flags & Self::BUFFER == 0 { None } else { Some((self.flags >> 16) as u16) }
+    }
+
+    /// The kernel has let go of the memory of a zero-copy send: its second completion.
+    pub const NOTIF: u32 = 1 << 3;
+
+    /// There was more in the socket than the receive took. A hint: only io_uring says so, and not of
+    /// every socket.
+    pub const SOCK_NONEMPTY: u32 = 1 << 2;
+
+    /// Whether this says that a zero-copy send has let go of its memory.
+    #[inline]
+    pub const fn is_notification(&self) -> bool {
+        self.flags & Self::NOTIF != 0
+    }
 
     /// Whether this is the key's last completion.
     #[inline]

@@ -1,5 +1,8 @@
 //! What is left of a broken ring.
 
+use std::rc::Rc;
+
+use crate::buffers::Buffers;
 use crate::op::{Completions, Key, Op};
 
 /// What was in flight on a ring when it was given up: see
@@ -10,6 +13,8 @@ use crate::op::{Completions, Key, Op};
 pub struct Salvage {
     /// Operations that had landed. To be taken like those of a turn.
     pub landed: Completions,
+    /// The buffers that those of [`Op::RecvPooled`] have landed in.
+    pub buffers: Option<Rc<Buffers>>,
     /// Operations that the kernel has never seen, timers included, in the order of their submission
     /// (timers in none). Nothing of them is lent any more: they may be submitted again under the
     /// same key, which is not in flight, or dropped.

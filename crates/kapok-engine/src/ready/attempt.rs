@@ -8,7 +8,8 @@ use std::os::fd::RawFd;
 use crate::op::{Op, Readiness};
 use crate::ready::offloaded::Carry;
 use crate::sys::{
-    bytes_waiting, connect_outcome, is_nonblocking, once, perform, poll_one, socket_option,
+    ORDINARY, bytes_waiting, connect_outcome, describe_end, is_at_end, is_nonblocking, once,
+    perform, poll_one, socket_option,
 };
 
 /// What an attempt came to.
@@ -20,18 +21,6 @@ pub(super) enum Attempt {
     /// It has to be carried out by a thread.
     Thread(Carry),
 }
-
-/// Flags of a receive under which `EAGAIN` means that there is nothing to receive.
-const ORDINARY: i32 = libc::MSG_WAITALL | IGNORED_BY_RECEIVES;
-
-/// Flags of a receive that change what it takes, and not when.
-const PEEK: i32 = libc::MSG_PEEK | libc::MSG_TRUNC;
-
-/// Flags that callers set out of habit.
-#[cfg(not(any(target_os = "macos", target_os = "ios")))]
-const IGNORED_BY_RECEIVES: i32 = libc::MSG_NOSIGNAL | libc::MSG_CMSG_CLOEXEC;
-#[cfg(any(target_os = "macos", target_os = "ios"))]
-const IGNORED_BY_RECEIVES: i32 = 0;
 
 /// Whether `op` waits for the ordinary readiness of its side, so that operations like it are
 /// served in order and one that finds nothing speaks for those behind it.
@@ -55,9 +44,11 @@ pub(super) fn interest(op: &Op) -> Readiness {
         // The error queue announces itself as an error, which needs no interest.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         Op::RecvMsg { flags, .. } if flags & libc::MSG_ERRQUEUE != 0 => Readiness(0),
-        Op::Recv { .. } | Op::RecvMsg { .. } | Op::Accept { .. } | Op::Read { .. } => {
-            Readiness::READABLE
-        }
+        Op::Recv { .. }
+        | Op::RecvPooled { .. }
+        | Op::RecvMsg { .. }
+        | Op::Accept { .. }
+        | Op::Read { .. } => Readiness::READABLE,
         _ => Readiness::WRITABLE,
     }
 }
@@ -152,8 +143,7 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
 }
 
 /// Tries `op` on a descriptor that has been announced as ready. A receive that finds nothing all the
-/// same may be over: recv(2) waits no longer once the socket was shut down for receiving, but of
-/// datagrams, asked not to wait, it still says `EAGAIN`.
+/// same may be [at the end](is_at_end).
 ///
 /// # Safety
 ///
@@ -161,28 +151,15 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
 pub(super) unsafe fn attempt_announced(op: &Op, progress: &mut i32, owned: bool) -> Attempt {
     // SAFETY: the caller's promise, here and below.
     let tried = unsafe { attempt(op, progress, owned) };
-    let (Attempt::Again, Some(fd)) = (&tried, op.fd()) else { return tried };
-    let receives = match *op {
-        Op::Recv { flags, .. } | Op::RecvMsg { flags, .. } => flags & !(ORDINARY | PEEK) == 0,
-        Op::Read { .. } => true,
-        _ => false,
-    };
-    let closed = Readiness::READ_CLOSED;
-    if !receives || !Readiness(poll_one(fd, closed, 0).max(0) as i16).intersects(closed) {
+    if !matches!(tried, Attempt::Again) || !is_at_end(op) {
         return tried;
     }
     // What came before that is still to be had; after it nothing comes.
     // SAFETY: as above.
     match unsafe { attempt(op, progress, owned) } {
         Attempt::Again => {
-            if let Op::RecvMsg { msg, .. } = *op {
-                // SAFETY: as above: the header is lent for writing.
-                unsafe {
-                    (*msg).msg_namelen = 0;
-                    (*msg).msg_controllen = 0 as _;
-                    (*msg).msg_flags = 0;
-                }
-            }
+            // SAFETY: as above: the header is lent for writing.
+            unsafe { describe_end(op) };
             Attempt::Done(*progress)
         }
         tried => tried,
@@ -228,9 +205,10 @@ unsafe fn receive_all(op: &Op, progress: &mut i32) -> Attempt {
     }
 }
 
-/// Whether what poll(2) saw may come with an error.
+/// Whether what poll(2) saw may come with an error. What ends a TCP connection hangs it up as well;
+/// `POLLERR` alone is a message in the error queue, and of no concern to who receives.
 fn is_failing(seen: i32) -> bool {
-    Readiness(seen as i16).intersects(Readiness(libc::POLLERR | libc::POLLHUP))
+    Readiness(seen as i16).intersects(Readiness::HANG_UP)
 }
 
 /// Whether there is nothing left to receive on a TCP connection of Linux.

@@ -21,12 +21,17 @@
 //! [`Ready::sweep`] looks for edges that were lost all the same.
 
 mod attempt;
+#[cfg(target_os = "linux")]
+mod entries;
+mod numbers;
 mod offloaded;
 mod sweep;
 mod table;
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,16 +39,23 @@ use self::attempt::{Attempt, attempt, attempt_announced, drains, interest, is_or
 use self::offloaded::{Carry, Inbox};
 use self::table::{Drains, NIL, Place, Side, Table};
 use crate::bell::{Bell, BellTower};
+use crate::buffers::{Buffers, DEFAULT_BYTES};
 use crate::engine::Engine;
 use crate::op::{Completion, Completions, Key, Op, Readiness, Submitted, Wait};
 use crate::selector::{Event, Selector};
 use crate::stats::EngineStats;
-use crate::sys::descriptors::{self, Epoch};
+use crate::sys::descriptors::Epoch;
 use crate::sys::perform;
 use crate::timers::Timers;
 
 /// How long a dropped engine waits for its offload threads.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a timeout of io_uring lands with.
+#[cfg(target_os = "linux")]
+const TIME_IS_OVER: i32 = -libc::ETIME;
+#[cfg(not(target_os = "linux"))]
+const TIME_IS_OVER: i32 = -libc::ETIMEDOUT;
 
 /// Readiness that concerns readers.
 const FOR_READERS: Readiness =
@@ -61,9 +73,10 @@ const UNSETTLING: Readiness =
 ///
 /// * Files, `Sync`, `Open`, `Metadata` and what cannot be done without blocking are carried out by
 ///   [`offload`](crate::offload) threads. A cancel does not reach an operation that a thread has
-///   taken up: it lands with what it came to.
+///   taken up: it lands with what it came to. But the opening of a FIFO lands as cancelled, if its path
+///   does not begin at a descriptor; its thread stays until somebody opens the other end, and closes it.
 /// * [`Op::Close`] lands the operations parked on its descriptor with `-EBADF`, and so does
-///   [retiring](descriptors::retire) it, at its number's next use. A foreign descriptor that is
+///   [retiring](crate::sys::descriptors::retire) it, at its number's next use. A foreign descriptor that is
 ///   closed by others under a parked operation is noticed by poll(2) and select(2) at once, and on
 ///   edges by [`sweep`](Ready::sweep) only.
 /// * [`Op::RecvMsg`] with `MSG_WAITALL` may land short.
@@ -75,6 +88,8 @@ pub struct Ready<S: Selector> {
     tower: BellTower,
     table: Table,
     timers: Timers,
+    /// The timers that are timeouts of io_uring, which land with `-ETIME`.
+    timeouts: HashSet<Key>,
     landed: Completions,
     in_flight: usize,
     inbox: Arc<Inbox>,
@@ -88,6 +103,9 @@ pub struct Ready<S: Selector> {
     waits: u64,
     /// What the last sweep found ready for an operation, and not announced.
     suspects: Vec<(RawFd, Key)>,
+    pooled_buffer_bytes: u32,
+    /// Made when they are first asked for.
+    buffers: Option<Rc<Buffers>>,
     /// Drops the next event of this descriptor, for tests of the sweep.
     #[cfg(test)]
     swallow: Option<RawFd>,
@@ -101,11 +119,20 @@ impl<S: Selector> Ready<S> {
     /// If the system refuses the descriptors that the selector and the bell need (`EMFILE`,
     /// `ENFILE`), or if select(2) cannot hold the bell's.
     pub fn new() -> io::Result<Ready<S>> {
-        Ready::with_tower(BellTower::new()?)
+        Ready::with_pooled_buffers(DEFAULT_BYTES)
+    }
+
+    /// The same, with buffers of its own of this size ([`Op::RecvPooled`]).
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Ready::new).
+    pub fn with_pooled_buffers(bytes: u32) -> io::Result<Ready<S>> {
+        Ready::with_tower(BellTower::new()?, bytes)
     }
 
     /// An engine for the calling thread under a tower that has its bells out already.
-    pub(crate) fn with_tower(tower: BellTower) -> io::Result<Ready<S>> {
+    pub(crate) fn with_tower(tower: BellTower, pooled_buffer_bytes: u32) -> io::Result<Ready<S>> {
         let mut selector = S::new()?;
         if S::SLEEPS {
             selector.watch(tower.fd(), Readiness::READABLE, false)?;
@@ -116,6 +143,7 @@ impl<S: Selector> Ready<S> {
             tower,
             table: Table::default(),
             timers: Timers::default(),
+            timeouts: HashSet::new(),
             landed: Completions::new(),
             in_flight: 0,
             offloaded: 0,
@@ -124,6 +152,8 @@ impl<S: Selector> Ready<S> {
             lost_edges: 0,
             waits: 0,
             suspects: Vec::new(),
+            pooled_buffer_bytes,
+            buffers: None,
             #[cfg(test)]
             swallow: None,
         })
@@ -170,14 +200,20 @@ impl<S: Selector> Ready<S> {
         // What an owned descriptor has announced is not announced again.
         let announced = self.table.entry(fd).is_some_and(|entry| entry.unsettled);
         let attempt = if announced { attempt_announced } else { attempt };
+        let (tried, buffer) = match self.with_memory(op) {
+            Ok(tried) => tried,
+            Err(res) => return Submitted::Done(res),
+        };
         // SAFETY: the caller's promise.
-        match unsafe { attempt(&op, &mut progress, epoch.is_owned()) } {
+        let attempted = unsafe { attempt(&tried, &mut progress, epoch.is_owned()) };
+        let buffer = self.keep_if_filled(buffer, &attempted);
+        match attempted {
             Attempt::Done(res) => {
-                self.note(fd, &op, Some(res));
-                Submitted::Done(res)
+                self.note(fd, &tried, Some(res));
+                buffer.map_or(Submitted::Done(res), |buffer| Submitted::DoneIn(res, buffer))
             }
             Attempt::Again => {
-                self.note(fd, &op, None);
+                self.note(fd, &tried, None);
                 self.park(key, op, progress, epoch)
             }
             Attempt::Thread(carry) => self.offload(key, op, carry),
@@ -253,6 +289,35 @@ impl<S: Selector> Ready<S> {
         }
     }
 
+    /// The operation to attempt for `op`, with a buffer of ours if it brings none. `-ENOBUFS` if
+    /// there is none left.
+    #[inline]
+    fn with_memory(&mut self, op: Op) -> Result<(Op, Option<u16>), i32> {
+        let Op::RecvPooled { fd } = op else { return Ok((op, None)) };
+        if self.buffers.is_none() {
+            let made = Buffers::new(self.pooled_buffer_bytes as usize, false);
+            self.buffers = Some(made.map_err(|_| -libc::ENOBUFS)?);
+        }
+        let buffers = self.buffers.as_ref().ok_or(-libc::ENOBUFS)?;
+        let id = buffers.take().ok_or(-libc::ENOBUFS)?;
+        let (buf, len) = (buffers.start(id).as_ptr(), buffers.bytes());
+        Ok((Op::Recv { fd, buf, len, flags: 0 }, Some(id)))
+    }
+
+    /// The buffer, if something was received into it. Otherwise it is free again.
+    #[inline]
+    fn keep_if_filled(&self, buffer: Option<u16>, attempted: &Attempt) -> Option<u16> {
+        let id = buffer?;
+        if matches!(attempted, Attempt::Done(1..)) {
+            return Some(id);
+        }
+        if let Some(buffers) = &self.buffers {
+            // SAFETY: taken for this attempt, and nobody was told of it.
+            unsafe { buffers.give_back(id) };
+        }
+        None
+    }
+
     /// Attempts what is parked on one side of a descriptor, each once, in order.
     fn serve(&mut self, fd: RawFd, side: Side) {
         let Some(entry) = self.table.entry(fd) else { return };
@@ -260,25 +325,35 @@ impl<S: Selector> Ready<S> {
         let mut at = entry.head(side);
         let mut found_nothing = false;
         while at != NIL {
-            let slot = self.table.slot_mut(at);
+            let slot = self.table.slot(at);
             let (op, next, ordinary) = (slot.op, slot.next, is_ordinary(&slot.op));
             if found_nothing && ordinary {
                 at = next;
                 continue;
             }
-            // SAFETY: the operation is parked, so its key has not landed, and its memory is lent
-            // (`Engine::submit`).
-            match unsafe { attempt_announced(&op, &mut slot.progress, owned) } {
+            let (attempted, tried, buffer) = match self.with_memory(op) {
+                Ok((tried, buffer)) => {
+                    let progress = &mut self.table.slot_mut(at).progress;
+                    // SAFETY: the operation is parked, so its key has not landed, and its memory is
+                    // lent (`Engine::submit`).
+                    let attempted = unsafe { attempt_announced(&tried, progress, owned) };
+                    let buffer = self.keep_if_filled(buffer, &attempted);
+                    (attempted, tried, buffer)
+                }
+                Err(res) => (Attempt::Done(res), op, None),
+            };
+            match attempted {
                 Attempt::Done(res) => {
                     let slot = self.table.unpark(at);
-                    self.land(slot.key, res);
-                    self.note(fd, &op, Some(res));
+                    let flags = buffer.map_or(0, |id| Completion::BUFFER | u32::from(id) << 16);
+                    self.landed.push(Completion { key: slot.key, res, flags });
+                    self.note(fd, &tried, Some(res));
                     let known_empty = |entry: &table::Entry| !entry.readable && !entry.unsettled;
                     found_nothing |=
                         side == Side::Readers && self.table.entry(fd).is_some_and(known_empty);
                 }
                 Attempt::Again => {
-                    self.note(fd, &op, None);
+                    self.note(fd, &tried, None);
                     found_nothing |= ordinary;
                 }
                 Attempt::Thread(carry) => {
@@ -295,95 +370,14 @@ impl<S: Selector> Ready<S> {
         }
     }
 
-    /// All that is waited for on a descriptor.
-    fn wanted(&self, fd: RawFd) -> Readiness {
-        let mut wanted = Readiness(0);
-        for side in Side::ALL {
-            let mut at = self.table.entry(fd).map_or(NIL, |entry| entry.head(side));
-            while at != NIL {
-                let slot = self.table.slot(at);
-                wanted = wanted.union(interest(&slot.op));
-                at = slot.next;
-            }
-        }
-        wanted
-    }
-
-    /// Tells a selector of levels what is still waited for on a descriptor.
-    fn settle(&mut self, fd: RawFd) {
-        if S::EDGES {
-            return;
-        }
-        let Some(entry) = self.table.entry(fd) else { return };
-        let was = entry.watched.then_some(entry.interest);
-        let wanted = (!entry.is_idle()).then(|| self.wanted(fd));
-        if wanted == was {
-            return;
-        }
-        let watched = match wanted {
-            Some(wanted) => self.selector.watch(fd, wanted, was.is_some()).is_ok(),
-            None => {
-                self.selector.unwatch(fd);
-                false
-            }
-        };
-        if let Some(entry) = self.table.entry_mut(fd) {
-            entry.watched = watched;
-            entry.interest = wanted.unwrap_or_default();
-        }
-    }
-
-    /// The present epoch of `fd`, after forgetting what was known of an earlier one. Those parked
-    /// on that one land with `-EBADF`: to let them try would be to let them take what belongs to
-    /// the number's new owner.
-    #[inline]
-    fn renew_if_stale(&mut self, fd: RawFd) -> Epoch {
-        let epoch = descriptors::epoch(fd);
-        if self.table.entry(fd).is_some_and(|entry| entry.epoch != epoch) {
-            self.renew(fd, epoch);
-        }
-        epoch
-    }
-
-    #[cold]
-    fn renew(&mut self, fd: RawFd, epoch: Epoch) {
-        self.land_all(fd, -libc::EBADF);
-        self.settle(fd);
-        if let Some(entry) = self.table.entry_mut(fd) {
-            // An old registration may live on, if the number was not closed: only a hint is lost.
-            entry.renew(epoch);
-        }
-    }
-
-    /// Lands everything that is parked on a descriptor.
-    fn land_all(&mut self, fd: RawFd, res: i32) {
-        for side in Side::ALL {
-            while let Some(head) = self.table.entry(fd).map(|entry| entry.head(side))
-                && head != NIL
-            {
-                let slot = self.table.unpark(head);
-                self.land(slot.key, slot.ended(res));
-            }
-        }
-    }
-
-    fn close(&mut self, fd: RawFd) -> i32 {
-        self.land_all(fd, -libc::EBADF);
-        if let Some(entry) = self.table.entry_mut(fd) {
-            if entry.watched {
-                // The description may live on under another number, and so would its registration.
-                self.selector.unwatch(fd);
-            }
-            entry.renew(Epoch::NONE);
-        }
-        // SAFETY: close names no memory. The caller says that the number is nobody else's.
-        unsafe { perform(&Op::Close { fd }, false) }
-    }
-
     fn take_in(&mut self, event: Event) {
         let Event { fd, seen } = event;
         if fd == self.tower.fd() {
-            self.tower.drain();
+            if S::EDGES {
+                self.tower.heard_an_edge();
+            } else {
+                self.tower.drain();
+            }
             return;
         }
         if self.table.entry(fd).is_none() {
@@ -418,9 +412,16 @@ impl<S: Selector> Ready<S> {
         if self.timers.next_deadline().is_some() {
             let now = self.now();
             while let Some(key) = self.timers.pop_expired(now) {
-                self.land(key, 0);
+                let res = if self.forget_timeout(key) { TIME_IS_OVER } else { 0 };
+                self.land(key, res);
             }
         }
+    }
+
+    /// Whether the timer of this key, which is gone, was a timeout of io_uring.
+    #[inline]
+    fn forget_timeout(&mut self, key: Key) -> bool {
+        !self.timeouts.is_empty() && self.timeouts.remove(&key)
     }
 
     fn collect(&mut self) {
@@ -494,11 +495,14 @@ impl<S: Selector> Engine for Ready<S> {
             | Op::Duplicate { .. }
             // SAFETY: the caller's promise.
             | Op::Shutdown { .. } => Submitted::Done(unsafe { perform(&op, false) }),
+            // A thread would be needed for as long as somebody waits.
+            Op::FutexWait { .. } => Submitted::Done(-libc::ENOSYS),
             Op::Sync { .. } | Op::Open { .. } | Op::Metadata { .. } => {
                 self.offload(key, op, Carry::Blocking)
             }
             Op::Poll { fd, .. }
             | Op::Recv { fd, .. }
+            | Op::RecvPooled { fd }
             | Op::Send { fd, .. }
             | Op::RecvMsg { fd, .. }
             | Op::SendMsg { fd, .. }
@@ -507,11 +511,15 @@ impl<S: Selector> Engine for Ready<S> {
             | Op::Read { fd, .. }
             // SAFETY: the caller's promise.
             | Op::Write { fd, .. } => unsafe { self.submit_waiting(key, op, fd) },
+            #[cfg(target_os = "linux")]
+            // SAFETY: the caller's promise.
+            Op::Entry { entry } => unsafe { self.submit_entry(key, entry) },
         }
     }
 
     fn cancel(&mut self, key: Key) {
         if self.timers.remove(key) {
+            self.forget_timeout(key);
             self.land(key, -libc::ECANCELED);
             return;
         }
@@ -531,6 +539,7 @@ impl<S: Selector> Engine for Ready<S> {
 
     fn disarm(&mut self, key: Key) -> bool {
         let pending = self.timers.remove(key);
+        self.forget_timeout(key);
         self.in_flight -= usize::from(pending);
         pending
     }
@@ -555,6 +564,22 @@ impl<S: Selector> Engine for Ready<S> {
 
     fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    #[inline]
+    fn wants_turn(&self) -> bool {
+        !self.landed.is_empty()
+    }
+
+    #[inline]
+    fn sends_at_once(&self, fd: RawFd) -> bool {
+        S::LIMIT.is_none_or(|limit| fd < limit)
+            && self.table.entry(fd).is_none_or(|entry| entry.head(Side::Writers) == NIL)
+    }
+
+    #[inline]
+    fn buffers(&self) -> Option<&Rc<Buffers>> {
+        self.buffers.as_ref()
     }
 
     #[inline]

@@ -1,10 +1,12 @@
 //! Selectors: who says when a descriptor is ready.
 //!
-//! Four stand behind one small trait: [`Mio`] (epoll, or kqueue elsewhere; edges), [`Poll`],
-//! [`Select`] and [`Busy`] (levels). The readiness engine, [`Ready`](crate::Ready), is written once
+//! Behind one small trait stand those of edges, [`Mio`] (epoll or kqueue) and [`Epoll`] (the same epoll
+//! under a number that programs do not reach for), and those of levels, [`Poll`], [`Select`] and [`Busy`]. The readiness engine, [`Ready`](crate::Ready), is written once
 //! over it.
 
 mod busy;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod epoll;
 mod mio;
 mod poll;
 mod select;
@@ -14,6 +16,8 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 pub use busy::Busy;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub use epoll::Epoll;
 pub use mio::Mio;
 pub use poll::Poll;
 pub use select::Select;

@@ -39,6 +39,8 @@ fn reports_what_is_ready<S: Selector>() {
 #[test]
 fn each_selector_reports_what_is_ready() {
     reports_what_is_ready::<Mio>();
+    #[cfg(target_os = "linux")]
+    reports_what_is_ready::<Epoll>();
     reports_what_is_ready::<Poll>();
     reports_what_is_ready::<Select>();
     reports_what_is_ready::<Busy>();
@@ -48,7 +50,7 @@ fn names_the_closed_one<S: Selector>() {
     let mut selector = S::new().unwrap();
     let (open, _peer) = UnixStream::pair().unwrap();
     // A number that is not open, and that no other test of this process gets near.
-    let closed = 1000;
+    let closed = 1022;
     selector.watch(open.as_raw_fd(), Readiness::READABLE, false).unwrap();
     selector.watch(closed, Readiness::READABLE, false).unwrap();
     let events = wait(&mut selector, Duration::from_secs(10));
@@ -90,7 +92,39 @@ fn those_that_sleep_sleep_and_the_busy_one_does_not() {
     }
     let timeout = Duration::from_micros(20_500);
     assert!(slept::<Mio>(timeout) >= timeout);
+    #[cfg(target_os = "linux")]
+    assert!(slept::<Epoll>(timeout) >= timeout);
     assert!(slept::<Poll>(timeout) >= timeout);
     assert!(slept::<Select>(timeout) >= timeout);
     assert!(slept::<Busy>(Duration::from_secs(3600)) < Duration::from_secs(60));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn epoll_says_what_mio_says() {
+    fn said<S: Selector>(of: i32) -> Vec<Readiness> {
+        let mut selector = S::new().unwrap();
+        selector.watch(of, Readiness::READABLE, false).unwrap();
+        wait(&mut selector, Duration::ZERO).iter().map(|event| event.seen).collect()
+    }
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let writer = std::cell::RefCell::new(Some(writer));
+    let steps: [&mut dyn FnMut(); 5] = [
+        &mut || near.write_all(b"x").unwrap(),
+        &mut || far.shutdown(std::net::Shutdown::Read).unwrap(),
+        &mut || far.shutdown(std::net::Shutdown::Both).unwrap(),
+        &mut || writer.borrow_mut().as_mut().unwrap().write_all(b"x").unwrap(),
+        &mut || drop(writer.borrow_mut().take()),
+    ];
+    for (number, step) in steps.into_iter().enumerate() {
+        step();
+        for fd in [far.as_raw_fd(), reader.as_raw_fd()] {
+            assert_eq!(said::<Epoll>(fd), said::<Mio>(fd), "after step {number}");
+        }
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(said::<Epoll>(writer.as_raw_fd()), said::<Mio>(writer.as_raw_fd()));
+    assert!(!said::<Epoll>(writer.as_raw_fd()).is_empty());
 }

@@ -13,9 +13,9 @@ use crate::sim::world::{Attempt, Id, Thing, World, describe, flags_of};
 pub(super) struct Datagram {
     pub(super) domain: i32,
     pub(super) local: Option<Address>,
-    /// Whom it is connected to: it sends there, and receives from nobody else.
+    /// Whom it is connected to. UDP sends there, and receives from nobody else.
     pub(super) remote: Option<Address>,
-    /// The other one of a pair.
+    /// Of Unix, the socket that it is connected to, whatever becomes of the name.
     pub(super) peer: Option<Id>,
     queue: VecDeque<(Address, Vec<u8>)>,
     /// Senders that wait for room here.
@@ -81,16 +81,26 @@ impl World {
             Ok(to) => to,
             Err(error) => return error,
         };
-        if is_unix && let Err(error) = self.find_receiver(Space::Unix, &to) {
-            return error;
-        }
+        let receiver = match is_unix.then(|| self.find_receiver(Space::Unix, &to)) {
+            Some(Ok(receiver)) if !self.may_send(id, receiver) => return -libc::EPERM,
+            Some(Err(error)) => return error,
+            receiver => receiver.and_then(Result::ok),
+        };
         if let Err(error) = self.name_for(id, &to) {
             return error;
         }
+        self.leave(id, receiver);
         if let Some(datagram) = self.datagram(id) {
             datagram.remote = Some(to);
+            datagram.peer = receiver;
         }
         0
+    }
+
+    /// Whether the Unix socket `to` hears of `id`: one that is connected hears of its peer only.
+    fn may_send(&self, id: Id, to: Id) -> bool {
+        let peer = self.peek_datagram(to).and_then(|receiver| receiver.peer);
+        peer.is_none_or(|peer| peer == id)
     }
 
     fn find_receiver(&mut self, space: Space, to: &Address) -> Result<Id, i32> {
@@ -181,7 +191,8 @@ impl World {
             return Attempt::Done(-libc::EPIPE);
         }
         let peer = datagram.peer;
-        let Some(to) = named.or_else(|| datagram.remote.clone()) else {
+        let remote = datagram.remote.clone().filter(|_| !is_unix);
+        let Some(to) = named.or(remote) else {
             return match peer {
                 // SAFETY: as above.
                 Some(peer) => unsafe { self.send_locally(id, peer, op) },
@@ -274,13 +285,15 @@ impl World {
         if bytes.len() > room.max(LARGEST) {
             return Attempt::Done(-libc::EMSGSIZE);
         }
-        let Some(receiver) = self.datagram(to) else {
-            self.part(id, to);
-            return Attempt::Done(-libc::ECONNREFUSED);
-        };
-        if receiver.remote.as_ref().is_some_and(|remote| *remote != from) {
+        if !self.may_send(id, to) {
             return Attempt::Done(-libc::EPERM);
         }
+        let Some(receiver) = self.datagram(to) else {
+            if self.peek_datagram(id).is_some_and(|datagram| datagram.peer == Some(to)) {
+                self.leave(id, None);
+            }
+            return Attempt::Done(-libc::ECONNREFUSED);
+        };
         if receiver.receive_shut {
             return Attempt::Done(-libc::EPIPE);
         }
@@ -296,14 +309,26 @@ impl World {
         Attempt::Done(count)
     }
 
-    /// The other one of a pair is gone. A sender is told once, and has none from then on; what it has
-    /// not received yet is lost: see unix_dgram_disconnected() of Linux.
-    fn part(&mut self, id: Id, gone: Id) {
-        if let Some(datagram) = self.datagram(id)
-            && datagram.peer == Some(gone)
+    /// A Unix socket has another peer from now on, or none. What it has not received yet of the one
+    /// before is lost, which is told of that: see unix_dgram_disconnected() of Linux.
+    fn leave(&mut self, id: Id, next: Option<Id>) {
+        let Some(datagram) = self.datagram(id) else { return };
+        let Some(left) = datagram.peer.filter(|&peer| Some(peer) != next) else { return };
+        (datagram.peer, datagram.remote) = (None, None);
+        // Its own sends wait there no longer.
+        self.wake(id);
+        let Some(datagram) = self.datagram(id) else { return };
+        if datagram.queue.is_empty() {
+            return;
+        }
+        datagram.queue.clear();
+        let blocked = std::mem::take(&mut datagram.blocked);
+        blocked.into_iter().for_each(|sender| self.wake(sender));
+        if let Some(left_one) = self.datagram(left)
+            && left_one.peer == Some(id)
         {
-            datagram.peer = None;
-            datagram.queue.clear();
+            left_one.error = libc::ECONNRESET;
+            self.wake(left);
         }
     }
 
@@ -315,11 +340,8 @@ impl World {
         if datagram.receive_shut {
             seen |= Readiness::READ_CLOSED.0;
         }
-        let receiver = match (&datagram.remote, datagram.peer) {
-            (Some(to), _) if datagram.is_unix() => self.names.find(Space::Unix, to),
-            (_, peer) => peer,
-        };
-        let is_full = receiver
+        let is_full = datagram
+            .peer
             .and_then(|id| self.peek_datagram(id))
             .is_some_and(|receiver| receiver.is_full(0, self.config.buffer_bytes));
         if !is_full {

@@ -113,6 +113,7 @@ impl Sim {
             Op::Nop => 0,
             Op::Timer { deadline } if *deadline > self.now() => -libc::EAGAIN,
             Op::Timer { .. } => 0,
+            Op::FutexWait { .. } => -libc::ENOSYS,
             // SAFETY: the caller's promise, here and below.
             _ if op.is_immediate() => unsafe { self.world.act(op) },
             _ => {
@@ -489,6 +490,13 @@ impl Engine for Sim {
                 self.park(key, op, 0, Stage::Timer(at), Loan::None);
                 Submitted::Pending
             }
+            // Loans are what is simulated: a buffer that nobody lends shows nothing.
+            Op::RecvPooled { .. } => Submitted::Done(-libc::ENOBUFS),
+            // Nobody in there has threads.
+            Op::FutexWait { .. } => Submitted::Done(-libc::ENOSYS),
+            // The simulated kernel has no io_uring.
+            #[cfg(target_os = "linux")]
+            Op::Entry { .. } => Submitted::Done(-libc::EOPNOTSUPP),
             // SAFETY: the caller's promise, here and below.
             _ if op.is_immediate() => Submitted::Done(unsafe { self.world.act(&op) }),
             // SAFETY: as above.

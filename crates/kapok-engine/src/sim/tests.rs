@@ -28,7 +28,7 @@ impl User {
         let key = Key::new(self.next, 1);
         // SAFETY: the caller's promise.
         match unsafe { self.sim.submit(key, op) } {
-            Submitted::Done(res) => Ok(res),
+            Submitted::Done(res) | Submitted::DoneIn(res, _) => Ok(res),
             Submitted::Pending => Err(key),
         }
     }

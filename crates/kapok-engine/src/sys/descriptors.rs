@@ -12,18 +12,23 @@
 //! listener, …) owns the number and is the only one who closes it. An engine may keep what it knows
 //! of an owned number for as long as the epoch stands still. Of a foreign number it may keep nothing
 //! from one wait to the next.
+//!
+//! The words are statics, so that a number can be retired in a handler of a signal; the system gives
+//! memory to those that were written.
 
 use std::os::fd::RawFd;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// Descriptors per lazily made page of epochs.
+/// Descriptors per page of epochs.
 const PAGE: usize = 4096;
 /// Enough pages for the usual ceiling of `fs.nr_open`. Numbers beyond share epochs with lower ones,
 /// which costs a needless registration and never a wrong one.
 const PAGES: usize = 256;
 
-static EPOCHS: [OnceLock<Box<[AtomicU32]>>; PAGES] = [const { OnceLock::new() }; PAGES];
+static EPOCHS: [AtomicU32; PAGE * PAGES] = [const { AtomicU32::new(0) }; PAGE * PAGES];
+
+/// Whether anybody has asked for an epoch of this page.
+static ASKED: [AtomicBool; PAGES] = [const { AtomicBool::new(false) }; PAGES];
 
 /// One use of a descriptor number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,8 +48,11 @@ impl Epoch {
 #[inline]
 fn word(fd: RawFd) -> &'static AtomicU32 {
     let fd = fd.max(0) as usize % (PAGE * PAGES);
-    let page = EPOCHS[fd / PAGE].get_or_init(|| (0..PAGE).map(|_| AtomicU32::new(0)).collect());
-    &page[fd % PAGE]
+    let asked = &ASKED[fd / PAGE];
+    if !asked.load(Ordering::Relaxed) {
+        asked.store(true, Ordering::Release);
+    }
+    &EPOCHS[fd]
 }
 
 /// The present epoch of `fd`.
@@ -63,6 +71,22 @@ pub fn adopt(fd: RawFd) {
 /// handed to someone else.
 pub fn retire(fd: RawFd) {
     change(fd, 0);
+}
+
+/// [`retire`] of every number from `first` to `last`. Of a number that nobody has asked for yet
+/// nothing is known that could be wrong.
+pub fn retire_range(first: RawFd, last: RawFd) {
+    let first = first.max(0) as usize;
+    let last = (last.max(0) as usize).min(PAGE * PAGES - 1);
+    let (low, high) = (first / PAGE, last / PAGE);
+    for (page, asked) in ASKED.iter().enumerate().take(high + 1).skip(low) {
+        if asked.load(Ordering::Acquire) {
+            let start = page * PAGE;
+            for fd in first.max(start)..=last.min(start + PAGE - 1) {
+                retire(fd as RawFd);
+            }
+        }
+    }
 }
 
 fn change(fd: RawFd, low_bit: u32) {

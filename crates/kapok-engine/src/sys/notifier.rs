@@ -1,17 +1,24 @@
 //! A descriptor that one thread makes readable for another: an eventfd, or a pipe elsewhere.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::own::{OwnDescriptor, made};
 
 /// Makes a descriptor readable, from any thread and from signal handlers.
 #[derive(Debug)]
 pub struct Notifier {
-    read: OwnedFd,
+    read: OwnDescriptor,
     /// The writing end of the pipe; an eventfd is both.
-    write: Option<OwnedFd>,
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    write: OwnDescriptor,
 }
 
 impl Notifier {
+    /// It counts, in room for all notifications there will ever be: an eventfd. Elsewhere it is a pipe,
+    /// which is full some time and then makes no edges.
+    pub const COUNTS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
     /// One that is not readable yet.
     ///
     /// # Errors
@@ -19,13 +26,10 @@ impl Notifier {
     /// If there is no descriptor left.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn new() -> io::Result<Notifier> {
-        // SAFETY: eventfd takes no memory.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a descriptor that was just made and that nobody else knows.
-        Ok(Notifier { read: unsafe { OwnedFd::from_raw_fd(fd) }, write: None })
+        // SAFETY: eventfd takes no memory, and makes a descriptor.
+        let fd = unsafe { made(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) }?;
+        // Where the engine may be one over select(2), which holds no more.
+        Ok(Notifier { read: OwnDescriptor::below(fd, libc::FD_SETSIZE as RawFd) })
     }
 
     /// One that is not readable yet.
@@ -41,7 +45,7 @@ impl Notifier {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: descriptors that were just made and that nobody else knows.
-        let (read, write) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+        let (read, write) = unsafe { (made(fds[0])?, made(fds[1])?) };
         for fd in [&read, &write] {
             // SAFETY: fcntl with integer arguments on a descriptor we own.
             let set = unsafe {
@@ -52,12 +56,27 @@ impl Notifier {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(Notifier { read, write: Some(write) })
+        let [read, write] =
+            [read, write].map(|fd| OwnDescriptor::below(fd, libc::FD_SETSIZE as RawFd));
+        Ok(Notifier { read, write })
     }
 
     /// Makes the descriptor readable. Async-signal-safe; leaves `errno` as it was.
+    ///
+    /// By the system call: a waker rings, wherever it is called, and who comes before the C library's
+    /// write(2) may suspend its caller.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn notify(&self) {
-        let fd = self.write.as_ref().unwrap_or(&self.read).as_raw_fd();
+        let one = 1u64;
+        let (fd, from) = (self.read.as_raw_fd() as usize, (&raw const one) as usize);
+        // SAFETY: writes eight bytes from a local. EAGAIN means that it is readable already.
+        unsafe { super::kernel::call(libc::SYS_write, [fd, from, 8, 0, 0, 0]) };
+    }
+
+    /// Makes the descriptor readable. Async-signal-safe; leaves `errno` as it was.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub fn notify(&self) {
+        let fd = self.write.as_raw_fd();
         let one = 1u64;
         let saved = super::errno();
         // SAFETY: writes eight bytes from a local. EAGAIN means that it is readable already.

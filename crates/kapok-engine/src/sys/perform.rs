@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use crate::op::{MAX_TRANSFER, Op, RawMetadata, Readiness};
 use crate::sys::sockets::{accept, socket, socket_pair};
-use crate::sys::{landed, set_errno};
+use crate::sys::{is_at_end, landed, outcome_of_refused, set_errno};
 
 /// Flags of every send: a peer that is gone is an error here and never a signal.
 #[cfg(not(any(target_os = "macos", target_os = "ios")))]
-const QUIET: i32 = libc::MSG_NOSIGNAL;
+pub(super) const QUIET: i32 = libc::MSG_NOSIGNAL;
 /// These platforms have `SO_NOSIGPIPE` instead, which whoever makes the socket sets.
 #[cfg(any(target_os = "macos", target_os = "ios"))]
-const QUIET: i32 = 0;
+pub(super) const QUIET: i32 = 0;
 
 /// How long to nap where the kernel says that a call would block but has no way to wait for it.
 const NAP: Duration = Duration::from_millis(1);
@@ -60,6 +60,8 @@ pub unsafe fn perform(op: &Op, blocking: bool) -> i32 {
                     seen if seen < 0 => return res,
                     // It became ready just now, or somebody else was faster.
                     _ if !was_ready => was_ready = true,
+                    // SAFETY: as above.
+                    _ if is_at_end(op) => return unsafe { outcome_of_refused(op) },
                     // A full backlog or peer of a Unix socket: poll(2) says "go on" and means nothing.
                     _ => std::thread::sleep(NAP),
                 }
@@ -74,6 +76,37 @@ pub unsafe fn perform(op: &Op, blocking: bool) -> i32 {
                 }
             }
             _ => return res,
+        }
+    }
+}
+
+/// [`perform`] of an [`Op::Send`] that does not wait, without the way there: `-EAGAIN` if there is no
+/// room.
+#[inline]
+pub fn send_now(fd: RawFd, buf: &[u8], flags: i32) -> i32 {
+    let flags = flags | libc::MSG_DONTWAIT | QUIET;
+    loop {
+        // SAFETY: pointer and length are those of a slice that outlives the call.
+        let res = landed(unsafe {
+            libc::send(fd, buf.as_ptr().cast(), buf.len().min(MAX_TRANSFER), flags)
+        });
+        if res != -libc::EINTR {
+            return res;
+        }
+    }
+}
+
+/// [`perform`] of an [`Op::Recv`] that does not wait, without the way there: `-EAGAIN` if there is
+/// nothing.
+#[inline]
+pub fn recv_now(fd: RawFd, buf: &mut [u8]) -> i32 {
+    loop {
+        // SAFETY: pointer and length are those of a slice that outlives the call.
+        let res = landed(unsafe {
+            libc::recv(fd, buf.as_mut_ptr().cast(), buf.len().min(MAX_TRANSFER), libc::MSG_DONTWAIT)
+        });
+        if res != -libc::EINTR {
+            return res;
         }
     }
 }
@@ -121,6 +154,8 @@ pub(crate) unsafe fn once(op: &Op, blocking: bool) -> i32 {
             Op::Recv { fd, buf, len, flags } => {
                 landed(libc::recv(fd, buf.cast(), len.min(MAX_TRANSFER), flags | dont_wait))
             }
+            // Only engines have buffers of their own.
+            Op::RecvPooled { .. } => -libc::ENOBUFS,
             Op::Send { fd, buf, len, flags } => {
                 landed(libc::send(fd, buf.cast(), len.min(MAX_TRANSFER), flags | dont_wait | QUIET))
             }
@@ -180,7 +215,10 @@ pub(crate) unsafe fn once(op: &Op, blocking: bool) -> i32 {
                 landed(libc::openat(dir, path, flags | libc::O_CLOEXEC, mode) as isize)
             }
             Op::Metadata { fd, out } => metadata(fd, out),
+            Op::FutexWait { .. } => -libc::ENOSYS,
             Op::Close { fd } => landed(libc::close(fd) as isize),
+            #[cfg(target_os = "linux")]
+            Op::Entry { entry } => crate::sys::entry::carry_out(entry, blocking),
         }
     }
 }
@@ -310,7 +348,7 @@ unsafe fn write_nowait(_fd: RawFd, _buf: *const u8, _len: usize, _offset: u64) -
 
 /// write(2) has no flag against `SIGPIPE`, so the signal is held back around it and, if this write
 /// raised it, taken away. `write` answers a result in landed form.
-fn without_sigpipe(write: impl FnOnce() -> i32) -> i32 {
+pub(super) fn without_sigpipe(write: impl FnOnce() -> i32) -> i32 {
     // SAFETY: signal sets are locals, written by sigemptyset, pthread_sigmask and sigpending before
     // they are read; only the calling thread's mask is changed, and changed back.
     unsafe {

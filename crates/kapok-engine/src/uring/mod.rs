@@ -9,31 +9,40 @@
 //!   kernel nothing.
 //! * **What never waits** ([`Op::is_immediate`]) is a plain system call.
 //!
-//! Entries are submitted by the turn, in one io_uring_enter(2) with the wait. What does not fit into
-//! the submission queue is flushed, and if the kernel takes nothing just now it is kept in a backlog
-//! and submitted in order: neither an operation nor a cancel is lost.
+//! What is an entry already ([`Op::Entry`], [`Uring::submit_chain`]) goes as it is.
+//!
+//! Entries are submitted by the turn, some at a time, the last in one io_uring_enter(2) with the wait.
+//! What does not fit into the submission queue is kept in a backlog and submitted in order: neither an
+//! operation nor a cancel is lost.
 //!
 //! An operation that is pending keeps its descriptor's open file description alive: closing the
 //! descriptor elsewhere neither wakes nor ends it. [`Op::Close`] cancels what is pending on it first.
 //!
 //! Of a datagram socket that has `O_NONBLOCK` and was shut down for receiving, [`Op::RecvMsg`] and
-//! [`Op::Read`] land `-EAGAIN` instead of 0: the kernel takes the one for a wish not to wait.
+//! [`Op::Read`] land `-EAGAIN` instead of 0: the kernel takes the one for a wish not to wait. Whoever
+//! has the operation still at hand asks [`sys::outcome_of_refused`].
 
-mod decode;
 mod encode;
+mod entries;
 mod probe;
+mod resources;
 mod ring;
 mod salvage;
 
+pub use entries::Link;
 pub use probe::{Denied, Feature, probe};
+pub use resources::Operations;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::bell::{Bell, BellTower};
+use crate::buffers::Buffers;
 use crate::engine::Engine;
+use crate::entry::Entry;
 use crate::op::{Completion, Completions, Key, Op, Submitted, Wait};
 use crate::stats::EngineStats;
 use crate::sys;
@@ -67,7 +76,27 @@ struct Pending {
     fd: RawFd,
     /// `IORING_OP_*`: what is said of it if the ring dies.
     opcode: u8,
+    form: Form,
 }
+
+/// In which form an operation came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As one of the others of [`Op`].
+    Op,
+    /// As an entry, whose place is in `Uring::entries`.
+    Entry,
+    /// As an entry of a chain.
+    Chained,
+}
+
+const _: () = assert!(size_of::<Pending>() == 12);
+
+/// How many entries an enter submits, unless all must go. Receives whose bytes are there complete as they are submitted,
+/// one after the other: so many connections are still in the processor's caches when their fibers
+/// run, and those that wait for deferred work (the kernel carries out twenty pieces an enter, from
+/// 6.12 on) are not overtaken by hundreds.
+const SUBMITTED_AN_ENTER: u32 = 32;
 
 const NO_DESCRIPTOR: RawFd = RawFd::MIN;
 
@@ -86,20 +115,36 @@ pub struct Uring {
     in_kernel: usize,
     /// Under which number each of them was submitted, by slot index: for who closes it.
     pending: Vec<Pending>,
+    /// Where the entries among them are, by slot index. As long as the highest index that one had.
+    entries: Vec<*const Entry>,
+    /// Buffers of groups that were asked for.
+    groups: Vec<Rc<Buffers>>,
     /// The bell's poll has ended and must be armed again.
     bell_disarmed: bool,
+    pooled_buffer_bytes: u32,
+    buffers: Pool,
+}
+
+/// The buffers that the kernel takes from: made when they are first asked for.
+enum Pool {
+    NotMade,
+    Made(Rc<Buffers>),
+    /// The kernel will not have them.
+    Refused,
 }
 
 impl Uring {
     /// Makes a ring with room for this many submissions between two turns and for this many
-    /// completions, both rounded up to powers of two and clamped to what the kernel allows.
+    /// completions, both rounded up to powers of two and clamped to what the kernel allows. Where it has
+    /// no memory for that, it halves both until it has, down to 64 and 128; nothing is lost with a small
+    /// ring, there are only more calls.
     ///
     /// # Errors
     ///
-    /// What io_uring_setup(2) or io_uring_enter(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl or seccomp),
-    /// `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK on old kernels), `EMFILE`; and
-    /// `Unsupported` for kernels before 5.19.
-    pub fn new(submissions: u32, completions: u32) -> io::Result<Uring> {
+    /// What io_uring_setup(2) or io_uring_enter(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl
+    /// or seccomp), `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK, the memory cgroup) after
+    /// half a second, `EMFILE`; and `Unsupported` for kernels before 5.19.
+    pub fn new(submissions: u32, completions: u32, pooled_buffer_bytes: u32) -> io::Result<Uring> {
         let mut engine = Uring {
             ring: Ring::new(submissions, completions)?,
             backlog: VecDeque::new(),
@@ -109,11 +154,15 @@ impl Uring {
             bell: BellTower::new()?,
             in_kernel: 0,
             pending: Vec::new(),
+            entries: Vec::new(),
+            groups: Vec::new(),
             bell_disarmed: true,
+            pooled_buffer_bytes,
+            buffers: Pool::NotMade,
         };
         engine.arm_bell();
         // Setup may be allowed and enter denied: find out now, with a real operation.
-        engine.ring.enter(false, None)?;
+        engine.ring.enter(u32::MAX, false, None)?;
         Ok(engine)
     }
 
@@ -142,15 +191,32 @@ impl Uring {
     fn push_to_full(&mut self, sqe: Sqe) {
         self.backlog.push_back(sqe);
         self.backlogged += 1;
-        // An error here is for the next turn to report: the entry is safe in the backlog.
-        if self.ring.enter(false, None).is_ok() {
+    }
+
+    /// Submits all there is, if something had to queue behind a full submission queue: for what must
+    /// not wait for its turn among thousands. What the kernel does not take now is for the next turn.
+    fn hurry(&mut self) {
+        while !self.backlog.is_empty() {
+            let before = self.backlog.len();
+            if !matches!(self.ring.enter(u32::MAX, false, None), Ok(true)) {
+                return;
+            }
             self.refill();
+            if self.backlog.len() == before {
+                return;
+            }
         }
     }
 
     /// Moves what it can of the backlog to the submission queue.
     fn refill(&mut self) {
         while let Some(&sqe) = self.backlog.front() {
+            if sqe.is_linked() {
+                if !self.refill_chain() {
+                    break;
+                }
+                continue;
+            }
             // SAFETY: whoever queued the entry keeps the contract until its key lands.
             if !unsafe { self.ring.push(sqe) } {
                 break;
@@ -162,6 +228,10 @@ impl Uring {
     /// Takes back what the kernel has not seen. By the time it would, the number that the entry
     /// names may be another file's.
     fn withdraw(&mut self, key: Key) -> bool {
+        // Without it the rest of its chain would hang on another.
+        if self.is_chained(key) {
+            return false;
+        }
         if self.ring.withdraw(key.bits(), encode::nop(CANCEL)) {
             return true;
         }
@@ -172,14 +242,13 @@ impl Uring {
 
     /// Remembers the number that `key` works on, and what it is.
     #[inline]
-    fn note(&mut self, key: Key, sqe: &Sqe) {
+    fn note(&mut self, key: Key, fd: RawFd, opcode: u8, form: Form) {
         let index = key.index() as usize;
         if index >= self.pending.len() {
-            let none = Pending { generation: 0, fd: NO_DESCRIPTOR, opcode: 0 };
+            let none = Pending { generation: 0, fd: NO_DESCRIPTOR, opcode: 0, form: Form::Op };
             self.pending.resize((index + 1).next_power_of_two(), none);
         }
-        self.pending[index] =
-            Pending { generation: key.generation(), fd: sqe.fd, opcode: sqe.opcode };
+        self.pending[index] = Pending { generation: key.generation(), fd, opcode, form };
     }
 
     fn take_landed(&mut self, out: &mut Completions) {
@@ -194,16 +263,28 @@ impl Uring {
 
     #[inline]
     fn reap(&mut self, out: &mut Completions) {
-        let Uring { ring, in_kernel, pending, bell, bell_disarmed, .. } = self;
+        let Uring { ring, in_kernel, pending, bell, bell_disarmed, buffers, .. } = self;
         ring.reap(|cqe| {
             let key = Key::from_bits(cqe.user_data);
-            let completion = Completion { key, res: cqe.res, flags: cqe.flags };
+            let mut completion = Completion { key, res: cqe.res, flags: cqe.flags };
             if key.is_reserved() {
                 if key == BELL {
-                    bell.drain();
+                    // A multishot poll reports edges.
+                    bell.heard_an_edge();
                     *bell_disarmed |= completion.is_terminal();
+                } else if key.is_message() {
+                    out.push(completion);
                 }
                 return;
+            }
+            if completion.res <= 0
+                && let (Some(id), Pool::Made(buffers)) = (completion.buffer(), &*buffers)
+                && pending[key.index() as usize].form == Form::Op
+            {
+                // SAFETY: the kernel has taken it, for nothing, and nobody is told. Entries take
+                // from other groups.
+                unsafe { buffers.give_back(id) };
+                completion.flags &= !Completion::BUFFER;
             }
             if completion.is_terminal() {
                 *in_kernel -= 1;
@@ -223,9 +304,14 @@ impl Uring {
         let in_kernel = &mut self.in_kernel;
         let pending = &mut self.pending;
         // What the kernel has not seen must not act on a later use of the number.
-        self.backlog.retain(|sqe| {
+        self.backlog.retain_mut(|sqe| {
             let key = Key::from_bits(sqe.user_data);
-            let hit = sqe.fd == fd && !key.is_reserved();
+            let hit = sqe.works_on(fd) && !key.is_reserved();
+            if hit && pending[key.index() as usize].form == Form::Chained {
+                // The kernel is to end its chain.
+                *sqe = entries::bad_descriptor(sqe);
+                return true;
+            }
             if hit {
                 landed.push(Completion { key, res: -libc::EBADF, flags: 0 });
                 pending[key.index() as usize].fd = NO_DESCRIPTOR;
@@ -243,23 +329,32 @@ impl Uring {
             unsafe { self.push(encode::cancel(CANCEL, key)) };
         }
         if !keys.is_empty() {
-            let _ = self.ring.enter(false, None);
+            self.hurry();
+            let _ = self.ring.enter(u32::MAX, false, None);
         }
     }
 
     /// Cancels everything and waits until it has landed or `DRAIN_LIMIT` has passed.
     fn drain(&mut self) {
         let deadline = Instant::now() + DRAIN_LIMIT;
+        // What the kernel has not seen need not begin.
+        let mut unseen = self.ring.take_unsubmitted();
+        unseen.extend(std::mem::take(&mut self.backlog));
+        let unseen = unseen.iter().filter(|sqe| !Key::from_bits(sqe.user_data).is_reserved());
+        self.in_kernel -= unseen.count();
         let mut sink = Completions::new();
-        // SAFETY: a cancel names no memory.
-        unsafe { self.push(encode::cancel_all(CANCEL)) };
         while self.in_kernel > 0 {
+            // Again in each round: the end of an operation may be the beginning of the next of its chain.
+            // SAFETY: a cancel names no memory.
+            unsafe { self.push(encode::cancel_all(CANCEL)) };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             self.refill();
-            if let Err(error) = self.ring.enter(true, Some(left.min(Duration::from_millis(100)))) {
+            if let Err(error) =
+                self.ring.enter(u32::MAX, true, Some(left.min(Duration::from_millis(100))))
+            {
                 tracing::error!(%error, "io_uring cannot be entered any more");
                 break;
             }
@@ -283,6 +378,7 @@ impl Engine for Uring {
                 }
                 poll_first = true;
             }
+            Op::RecvPooled { .. } if !self.has_buffers() => return Submitted::Done(-libc::ENOBUFS),
             Op::Timer { deadline } => {
                 self.timers.insert(key, deadline);
                 return Submitted::Pending;
@@ -294,6 +390,8 @@ impl Engine for Uring {
             }
             // SAFETY: by the caller.
             _ if op.is_immediate() => return Submitted::Done(unsafe { sys::perform(&op, false) }),
+            // SAFETY: by the caller.
+            Op::Entry { entry } => return unsafe { self.submit_entry(key, entry) },
             _ => {}
         }
         let Some(mut sqe) = encode::encode(key, &op) else {
@@ -309,7 +407,9 @@ impl Engine for Uring {
             sqe.ioprio |= linux_raw_sys::io_uring::IORING_RECVSEND_POLL_FIRST as u16;
         }
         self.in_kernel += 1;
-        self.note(key, &sqe);
+        // A futex wait has flags in the place of a descriptor.
+        let fd = if let Op::FutexWait { .. } = op { -1 } else { sqe.fd };
+        self.note(key, fd, sqe.opcode, Form::Op);
         // SAFETY: by the caller.
         unsafe { self.push(sqe) };
         Submitted::Pending
@@ -325,6 +425,7 @@ impl Engine for Uring {
         } else {
             // SAFETY: a cancel names no memory.
             unsafe { self.push(encode::cancel(CANCEL, key)) };
+            self.hurry();
         }
     }
 
@@ -346,7 +447,7 @@ impl Engine for Uring {
         let waits = wanted && self.bell.fall_asleep();
         let limit = if waits { self.limit(wait) } else { None };
         let entered = if waits || self.ring.unsubmitted() > 0 || self.ring.wants_enter() {
-            self.ring.enter(waits, limit)
+            self.ring.enter(SUBMITTED_AN_ENTER, waits, limit)
         } else {
             Ok(true)
         };
@@ -368,6 +469,34 @@ impl Engine for Uring {
     }
 
     #[inline]
+    fn flush(&mut self, at_least: usize, busy: usize) {
+        let unsubmitted = self.ring.unsubmitted() as usize;
+        if unsubmitted >= at_least && self.in_kernel.saturating_sub(unsubmitted) < busy {
+            // A ring that is broken says so in the next turn too.
+            let _ = self.ring.enter(u32::MAX, false, None);
+        }
+    }
+
+    #[inline]
+    fn wants_turn(&self) -> bool {
+        self.ring.unsubmitted() > 0 || self.ring.wants_enter() || self.ring.has_completions()
+    }
+
+    /// As [`submit`](Engine::submit) does it: what waits in the ring waits for room.
+    #[inline]
+    fn sends_at_once(&self, _fd: RawFd) -> bool {
+        true
+    }
+
+    #[inline]
+    fn buffers(&self) -> Option<&Rc<Buffers>> {
+        match &self.buffers {
+            Pool::Made(buffers) => Some(buffers),
+            _ => None,
+        }
+    }
+
+    #[inline]
     fn stats(&self) -> EngineStats {
         EngineStats {
             system_calls: self.ring.enters(),
@@ -379,6 +508,37 @@ impl Engine for Uring {
 }
 
 impl Uring {
+    /// Whether there are buffers for the kernel to take from.
+    #[inline]
+    fn has_buffers(&mut self) -> bool {
+        match self.buffers {
+            Pool::Made(_) => true,
+            Pool::Refused => false,
+            Pool::NotMade => self.make_buffers(),
+        }
+    }
+
+    #[cold]
+    fn make_buffers(&mut self) -> bool {
+        let made = Buffers::new(self.pooled_buffer_bytes as usize, true).and_then(|buffers| {
+            self.ring.register_buffers(encode::BUFFER_GROUP, buffers.ring(), buffers.count())?;
+            Ok(buffers)
+        });
+        self.buffers = match made {
+            Ok(buffers) => Pool::Made(buffers),
+            Err(error) => {
+                tracing::debug!(%error, "io_uring takes no buffers: receives bring their own");
+                Pool::Refused
+            }
+        };
+        matches!(self.buffers, Pool::Made(_))
+    }
+
+    /// For the engine that takes this one's place.
+    pub(crate) fn pooled_buffer_bytes(&self) -> u32 {
+        self.pooled_buffer_bytes
+    }
+
     /// How long a turn may wait: what the caller says, and not beyond the next timer.
     fn limit(&self, wait: Wait) -> Option<Duration> {
         let deadline = match wait {
@@ -401,6 +561,11 @@ impl Drop for Uring {
                 operations = self.in_kernel,
                 "io_uring closed with operations that did not end; their memory must not be freed"
             );
+            // One of them may still take a buffer.
+            if let Pool::Made(buffers) = &self.buffers {
+                std::mem::forget(Rc::clone(buffers));
+            }
+            std::mem::forget(std::mem::take(&mut self.groups));
         }
     }
 }

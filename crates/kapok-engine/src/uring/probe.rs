@@ -65,7 +65,7 @@ impl std::error::Error for Denied {}
 pub fn probe() -> Result<Vec<Feature>, Denied> {
     let ring = || Ring::new(8, 32);
     let mut plain = ring().map_err(Denied::Setup)?;
-    plain.enter(false, None).map_err(Denied::Enter)?;
+    plain.enter(u32::MAX, false, None).map_err(Denied::Enter)?;
     drop(plain);
     let feature = |name, use_for, since, works| Feature { name, use_for, since, works };
     Ok(vec![
@@ -288,7 +288,7 @@ fn complete(ring: &mut Ring, sqes: &[Sqe], count: usize) -> io::Result<Vec<Cqe>>
         if cqes.len() >= count || refused && ring.unsubmitted() == 0 || left.is_zero() {
             return Ok(cqes);
         }
-        ring.enter(true, Some(left))?;
+        ring.enter(u32::MAX, true, Some(left))?;
     }
 }
 

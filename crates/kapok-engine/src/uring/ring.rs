@@ -12,7 +12,7 @@
 //! head and tail belong to the kernel; pointers point into mappings that live as long as the ring.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -20,32 +20,10 @@ use std::time::Duration;
 use linux_raw_sys::io_uring as abi;
 
 use crate::sys::errno;
+use crate::sys::own::{OwnDescriptor, made};
 
-/// A submission queue entry, with its unions flattened to the widest form of each field.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(super) struct Sqe {
-    pub(super) opcode: u8,
-    /// `IOSQE_*`.
-    pub(super) flags: u8,
-    /// Priority, or the `IORING_RECVSEND_*` and `IORING_ACCEPT_*` flags.
-    pub(super) ioprio: u16,
-    pub(super) fd: i32,
-    /// Offset, or a second address.
-    pub(super) off: u64,
-    pub(super) addr: u64,
-    pub(super) len: u32,
-    /// `msg_flags`, `fsync_flags`, `poll32_events`, `cancel_flags`, …
-    pub(super) op_flags: u32,
-    pub(super) user_data: u64,
-    pub(super) buf_group: u16,
-    pub(super) personality: u16,
-    pub(super) file_index: u32,
-    pub(super) addr3: u64,
-    pub(super) reserved: u64,
-}
-
-const _: () = assert!(size_of::<Sqe>() == 64);
+/// A submission queue entry. Here it has its `user_data`.
+pub(super) use crate::entry::Entry as Sqe;
 
 /// A completion queue entry.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +83,13 @@ const REQUIRED_FEATURES: u32 = abi::IORING_FEAT_SINGLE_MMAP
     | abi::IORING_FEAT_FAST_POLL
     | abi::IORING_FEAT_EXT_ARG
     | abi::IORING_FEAT_RSRC_TAGS;
+
+/// The smallest ring that is tried where memory is short: a page of each.
+const FEWEST_SUBMISSIONS: u32 = 64;
+const FEWEST_COMPLETIONS: u32 = 128;
+
+/// The last of the pauses, each twice as long as the one before, for memory of rings that are gone.
+const LONGEST_PAUSE: Duration = Duration::from_millis(256);
 
 fn too_old() -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than 5.19")
@@ -180,12 +165,37 @@ pub(super) struct Ring {
     // Dropped in this order: the mappings, then the descriptor.
     _rings: Mapping,
     _entries: Mapping,
-    fd: OwnedFd,
+    fd: OwnDescriptor,
 }
 
 impl Ring {
-    /// Sets up a ring with at least this many submission entries and completion entries.
+    /// Sets up a ring with this many submission entries and completion entries, or with fewer where the
+    /// kernel has no memory for so many: the pages are charged to RLIMIT_MEMLOCK, and some kernels want
+    /// them in one piece. What a ring gives up when it is dropped comes back only a while later, so even
+    /// the smallest is tried more than once.
     pub(super) fn new(submissions: u32, completions: u32) -> io::Result<Ring> {
+        let (mut submissions, mut completions) = (submissions, completions);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match Ring::of_size(submissions, completions) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                    if submissions > FEWEST_SUBMISSIONS || completions > FEWEST_COMPLETIONS {
+                        submissions = submissions.min(FEWEST_SUBMISSIONS.max(submissions / 2));
+                        completions = completions.min(FEWEST_COMPLETIONS.max(completions / 2));
+                        tracing::debug!(submissions, completions, "no memory for a larger ring");
+                    } else if pause <= LONGEST_PAUSE {
+                        std::thread::sleep(pause);
+                        pause *= 2;
+                    } else {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn of_size(submissions: u32, completions: u32) -> io::Result<Ring> {
         for flags in SETUP_LADDER {
             match Ring::with_flags(submissions, completions, flags) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
@@ -208,11 +218,8 @@ impl Ring {
         // SAFETY: the kernel reads and writes `params`, which outlives the call.
         let fd =
             unsafe { libc::syscall(libc::SYS_io_uring_setup, submissions.max(1), &raw mut params) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
         // SAFETY: a descriptor that the kernel has just made for us.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let fd = OwnDescriptor::new(unsafe { made(fd as RawFd) }?);
         if params.features & REQUIRED_FEATURES != REQUIRED_FEATURES {
             return Err(too_old());
         }
@@ -295,6 +302,35 @@ impl Ring {
         if res < 0 { Err(errno()) } else { Ok(res as i32) }
     }
 
+    /// Has the kernel take buffers of `group` from this ring of so many entries.
+    pub(super) fn register_buffers(
+        &self,
+        group: u16,
+        entries: NonNull<u8>,
+        count: u16,
+    ) -> io::Result<()> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut ring: abi::io_uring_buf_reg = unsafe { std::mem::zeroed() };
+        ring.ring_addr = entries.as_ptr().expose_provenance() as u64;
+        ring.ring_entries = u32::from(count);
+        ring.bgid = group;
+        // SAFETY: the argument outlives the call; whoever made the entries keeps them while this ring
+        // has operations (`Buffers`).
+        let registered = unsafe {
+            self.register(
+                abi::io_uring_register_op::IORING_REGISTER_PBUF_RING as u32,
+                (&raw mut ring).cast(),
+                1,
+            )
+        };
+        registered.map(drop).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// The descriptor itself.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
     /// Whether io_uring_enter is given a registered index.
     pub(super) fn is_registered(&self) -> bool {
         self.enter_flags & abi::IORING_ENTER_REGISTERED_RING != 0
@@ -325,6 +361,33 @@ impl Ring {
         unsafe { self.sqes.add(index).write(sqe) };
         self.sq_local_tail = self.sq_local_tail.wrapping_add(1);
         true
+    }
+
+    /// How many entries there is room for.
+    #[inline]
+    pub(super) fn room(&self) -> u32 {
+        self.sq_entries - self.unsubmitted()
+    }
+
+    /// How many there is room for in an empty queue.
+    pub(super) fn capacity(&self) -> u32 {
+        self.sq_entries
+    }
+
+    /// `count` or more: so many entries that no chain is cut. One that is cut ends there for the
+    /// kernel.
+    fn with_whole_chains(&self, mut count: u32, unsubmitted: u32) -> u32 {
+        let head = self.sq_local_tail.wrapping_sub(unsubmitted);
+        while 0 < count && count < unsubmitted {
+            let last = (head.wrapping_add(count - 1) & self.sq_mask) as usize;
+            // SAFETY: the mask keeps the index inside the mapping. The kernel reads entries only
+            // while this thread is inside `enter`, so what it has not consumed is ours.
+            if !unsafe { self.sqes.add(last).as_ref() }.is_linked() {
+                break;
+            }
+            count += 1;
+        }
+        count
     }
 
     /// Puts `instead` in the place of the entry with this `user_data`, if the kernel has not consumed
@@ -370,11 +433,28 @@ impl Ring {
         flags & (abi::IORING_SQ_TASKRUN | abi::IORING_SQ_CQ_OVERFLOW) != 0
     }
 
-    /// Submits what was pushed and, if `wait`, waits for a completion for at most `limit`.
+    /// Whether there are completions to reap.
+    #[inline]
+    pub(super) fn has_completions(&self) -> bool {
+        // SAFETY: point into mappings that live as long as `self`; we alone move the head.
+        let (head, tail) = unsafe { (self.cq_head.as_ref(), self.cq_tail.as_ref()) };
+        head.load(Ordering::Relaxed) != tail.load(Ordering::Acquire)
+    }
+
+    /// Submits what was pushed, up to `most` entries and the rest of a chain, and, if `wait` and that was all, waits for a
+    /// completion for at most `limit`.
     ///
     /// `Ok(false)` if the kernel took nothing now and asks to be tried again when completions have
     /// been taken (`EAGAIN`, `EBUSY`), when a signal came (`EINTR`) or the limit passed (`ETIME`).
-    pub(super) fn enter(&mut self, wait: bool, limit: Option<Duration>) -> io::Result<bool> {
+    pub(super) fn enter(
+        &mut self,
+        most: u32,
+        wait: bool,
+        limit: Option<Duration>,
+    ) -> io::Result<bool> {
+        let unsubmitted = self.unsubmitted();
+        let count = self.with_whole_chains(unsubmitted.min(most), unsubmitted);
+        let wait = wait && count == unsubmitted;
         // SAFETY: points into a mapping that lives as long as `self`.
         unsafe { self.sq_tail.as_ref() }.store(self.sq_local_tail, Ordering::Release);
         let mut flags = self.enter_flags | abi::IORING_ENTER_GETEVENTS;
@@ -403,7 +483,7 @@ impl Ring {
             libc::syscall(
                 libc::SYS_io_uring_enter,
                 self.enter_fd,
-                self.unsubmitted(),
+                count,
                 u32::from(wait),
                 flags,
                 pointer,

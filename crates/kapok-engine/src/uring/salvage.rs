@@ -13,10 +13,11 @@ use std::mem::{self, ManuallyDrop};
 
 use linux_raw_sys::io_uring::io_uring_op as code;
 
-use super::decode::decode;
-use super::{NO_DESCRIPTOR, Uring};
+use super::{Form, NO_DESCRIPTOR, Uring};
 use crate::bell::BellTower;
-use crate::op::{Key, Op};
+use crate::engine::Engine as _;
+use crate::entry::{self, decode::decode};
+use crate::op::{Completion, Key, Op};
 use crate::salvage::{Held, Salvage};
 
 impl Uring {
@@ -30,6 +31,7 @@ impl Uring {
         let mut ring = ManuallyDrop::new(self);
         let mut salvage = Salvage { landed: mem::take(&mut ring.landed), ..Salvage::default() };
         ring.reap(&mut salvage.landed);
+        salvage.buffers = ring.buffers().cloned();
 
         let mut entries = ring.ring.take_unsubmitted();
         entries.extend(mem::take(&mut ring.backlog));
@@ -39,11 +41,20 @@ impl Uring {
             if key.is_reserved() {
                 continue;
             }
-            let Some(op) = decode(&sqe) else {
-                unreachable!("nobody submits such entries: {sqe:?}")
+            let index = key.index() as usize;
+            let op = match ring.pending[index].form {
+                Form::Op => decode(&sqe),
+                Form::Entry => Some(Op::Entry { entry: ring.entries[index] }),
+                // It would be carried out whatever became of those before it.
+                Form::Chained => None,
             };
-            ring.pending[key.index() as usize].fd = NO_DESCRIPTOR;
-            salvage.unseen.push((key, op));
+            ring.pending[index].fd = NO_DESCRIPTOR;
+            match op {
+                Some(op) => salvage.unseen.push((key, op)),
+                None => {
+                    salvage.landed.push(Completion { key, res: -libc::ECANCELED, flags: 0 });
+                }
+            }
         }
         let timers = ring.timers.take_all();
         salvage.unseen.extend(timers.map(|(key, deadline)| (key, Op::Timer { deadline })));
@@ -52,7 +63,10 @@ impl Uring {
         salvage.held = pending
             .filter(|(_, pending)| pending.fd != NO_DESCRIPTOR)
             .map(|(index, pending)| {
-                let (name, lends) = nature(pending.opcode);
+                let (name, lends) = match pending.form {
+                    Form::Op => nature(pending.opcode),
+                    Form::Entry | Form::Chained => (entry::name(pending.opcode), true),
+                };
                 Held { key: Key::new(index, pending.generation), name, lends }
             })
             .collect();
@@ -75,6 +89,7 @@ fn nature(opcode: u8) -> (&'static str, bool) {
     const WRITE: u8 = code::IORING_OP_WRITE as u8;
     const OPEN: u8 = code::IORING_OP_OPENAT as u8;
     const METADATA: u8 = code::IORING_OP_STATX as u8;
+    const FUTEX: u8 = code::IORING_OP_FUTEX_WAIT as u8;
     match opcode {
         NOP => ("nop", false),
         POLL => ("poll", false),
@@ -89,6 +104,8 @@ fn nature(opcode: u8) -> (&'static str, bool) {
         WRITE => ("write", true),
         OPEN => ("open", true),
         METADATA => ("statx", true),
+        // The word is read as the wait begins, and not written.
+        FUTEX => ("futex", false),
         // What is not known may do anything.
         _ => ("an operation", true),
     }

@@ -4,6 +4,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use kapok_engine::entry::Entry;
+use kapok_engine::uring::Link;
 use kapok_engine::{
     AnyEngine, Completions, Config, Engine, Key, Kind, Op, Readiness, Salvage, Submitted, Wait,
 };
@@ -12,6 +14,7 @@ use crate::filter::{self, Threads};
 
 conformance! {
     what_a_dead_ring_had_is_all_accounted_for,
+    entries_and_chains_of_a_dead_ring_are_accounted_for,
     bells_of_a_dead_ring_ring_for_its_successor,
     a_backlog_outlives_its_ring,
     whatever_denies_it_a_ring_dies_alike,
@@ -63,6 +66,48 @@ fn is_no_ring(engine: &mut AnyEngine) -> bool {
 fn keys_of(salvage: &Salvage) -> (Vec<Key>, Vec<Key>) {
     let unseen = salvage.unseen.iter().map(|(key, _)| *key).collect();
     (unseen, salvage.held.iter().map(|held| held.key).collect())
+}
+
+fn entries_and_chains_of_a_dead_ring_are_accounted_for(kind: Kind) {
+    let mut engine = engine(kind, 64);
+    if is_no_ring(&mut engine) {
+        return;
+    }
+    let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+    let mut buffers = vec![[0xa5u8; 16]; 3];
+    let starts: Vec<_> = buffers.iter_mut().map(|buffer| buffer.as_mut_ptr()).collect();
+    let entries = [0, 1, 2].map(|at| Entry::recv(pairs[at].0.as_raw_fd(), starts[at], 16, 0));
+    let mut out = Completions::new();
+    // The kernel has the first, and not the others.
+    let held = submit(&mut engine, 0, Op::Entry { entry: &raw const entries[0] });
+    engine.turn(Wait::No, &mut out).unwrap();
+    let unseen = submit(&mut engine, 1, Op::Entry { entry: &raw const entries[1] });
+    let nop = Entry::nop();
+    let chain = [(Key::new(2, 9), &raw const entries[2]), (Key::new(3, 9), &raw const nop)];
+    let AnyEngine::Uring(ring) = &mut engine else { unreachable!("it is a ring") };
+    // SAFETY: as in `submit`.
+    unsafe { ring.submit_chain(&chain, Link::OnSuccess) }.unwrap();
+    deny_enter(libc::EPERM);
+    breaks(&mut engine, &mut out);
+    let salvage = engine.replace_broken().unwrap();
+    assert_eq!(keys_of(&salvage), (vec![unseen], vec![held]));
+    assert_eq!((salvage.held[0].name, salvage.held[0].lends), ("recv", true));
+    // What hangs on another is not begun by itself.
+    out.extend(&salvage.landed);
+    let over: Vec<_> = out.iter().map(|completion| (completion.key, completion.res)).collect();
+    assert_eq!(over, [(chain[0].0, -libc::ECANCELED), (chain[1].0, -libc::ECANCELED)]);
+    for (key, op) in salvage.unseen {
+        // SAFETY: as in `submit`.
+        assert_eq!(unsafe { engine.submit(key, op) }, Submitted::Pending);
+    }
+    std::io::Write::write_all(&mut &pairs[1].1, b"late").unwrap();
+    out.clear();
+    while engine.in_flight() > 0 {
+        engine.turn(Wait::Forever, &mut out).unwrap();
+    }
+    assert_eq!((out[0].key, out[0].res, &buffers[1][..5]), (unseen, 4, &b"late\xa5"[..]));
+    // What the dead ring holds stays lent.
+    std::mem::forget((buffers, pairs));
 }
 
 fn what_a_dead_ring_had_is_all_accounted_for(kind: Kind) {

@@ -1,5 +1,7 @@
 //! Datagrams: boundaries, addresses, truncation.
 
+use std::path::Path;
+
 use kapok_engine::{Kind, Op, Wait};
 
 use crate::driver::Driver;
@@ -20,6 +22,8 @@ conformance! {
     peek,
     refused,
     the_other_one_of_a_pair_is_gone,
+    a_unix_connection_is_to_a_socket_and_not_to_its_name,
+    what_is_lost_with_a_peer_makes_room_for_others,
     shut_down_for_receiving,
     each_goes_to_one_of_many_receivers,
     a_full_queue_makes_a_send_wait,
@@ -229,6 +233,71 @@ fn the_other_one_of_a_pair_is_gone(kind: Kind) {
         let send = driver.send(a.fd(), b"anyone?");
         driver.wait_for(send).failed_with(&[libc::ENOTCONN]);
     }
+}
+
+/// A Unix datagram socket at `path` that is connected to the one at `to`.
+fn connected(driver: &mut Driver, path: &Path, to: &Path) -> Descriptor {
+    let socket = unix_datagram(path);
+    let connect = driver.connect(socket.fd(), Address::unix(to));
+    assert_eq!(driver.wait_for(connect).ok(), 0);
+    socket
+}
+
+fn a_unix_connection_is_to_a_socket_and_not_to_its_name(kind: Kind) {
+    let directory = Directory::new();
+    let [here, there, elsewhere] = ["here", "there", "elsewhere"].map(|name| directory.join(name));
+    let mut driver = Driver::new(kind);
+    let first = unix_datagram(&there);
+    let a = connected(&mut driver, &here, &there);
+    let other = unix_datagram(&elsewhere);
+    put(a.fd(), b"first");
+    let recv = driver.recv(first.fd(), 16);
+    assert_eq!(driver.wait_for(recv).bytes(), b"first");
+    // It hears of nobody else.
+    let connect = driver.connect(other.fd(), Address::unix(&here));
+    driver.wait_for(connect).failed_with(&[libc::EPERM]);
+    let to = Some(Address::unix(&here));
+    let send = driver.send_message(other.fd(), Message::new(vec![b"me".to_vec()], to, vec![]), 0);
+    driver.wait_for(send).failed_with(&[libc::EPERM]);
+    drop(first);
+    crate::sockets::remove_name(&there);
+    let second = unix_datagram(&there);
+    driver.turn(Wait::No);
+    let send = driver.send(a.fd(), b"gone");
+    driver.wait_for(send).failed_with(&[libc::ECONNREFUSED]);
+    let send = driver.send(a.fd(), b"gone");
+    driver.wait_for(send).failed_with(&[libc::ENOTCONN]);
+    let connect = driver.connect(a.fd(), Address::unix(&there));
+    assert_eq!(driver.wait_for(connect).ok(), 0);
+    put(a.fd(), b"second");
+    let recv = driver.recv(second.fd(), 16);
+    assert_eq!(driver.wait_for(recv).bytes(), b"second");
+}
+
+/// What a socket has not received when it learns that its peer is gone is lost, and who waited for
+/// room there goes on.
+fn what_is_lost_with_a_peer_makes_room_for_others(kind: Kind) {
+    let directory = Directory::new();
+    let [here, there, elsewhere] = ["here", "there", "elsewhere"].map(|name| directory.join(name));
+    let mut driver = Driver::new(kind);
+    let (a, b) = (unix_datagram(&here), unix_datagram(&there));
+    let third = connected(&mut driver, &elsewhere, &here);
+    let mut sent = 0;
+    while crate::sockets::raw_send(third.fd(), &[0; 400]).is_ok() {
+        sent += 1;
+        assert!(sent < 10_000, "the queue has no end");
+    }
+    let send = driver.send(third.fd(), &[1; 400]);
+    driver.still_pending(send);
+    let connect = driver.connect(a.fd(), Address::unix(&there));
+    assert_eq!(driver.wait_for(connect).ok(), 0);
+    drop(b);
+    driver.turn(Wait::No);
+    let refused = driver.send(a.fd(), b"anyone?");
+    driver.wait_for(refused).failed_with(&[libc::ECONNREFUSED]);
+    assert_eq!(driver.wait_for(send).ok(), 400);
+    let recv = driver.recv(a.fd(), 1000);
+    assert_eq!(driver.wait_for(recv).bytes(), [1; 400]);
 }
 
 /// What waits is woken, what is there is still received, and then there is an end.

@@ -59,6 +59,8 @@ pub(crate) struct Landed {
     pub(crate) res: i32,
     /// The answer of `submit` was `Done`.
     pub(crate) at_once: bool,
+    /// Which of the engine's buffers it landed in.
+    pub(crate) buffer: Option<u16>,
     pub(crate) lent: Lent,
 }
 
@@ -200,7 +202,11 @@ impl Driver {
         match answer {
             Submitted::Done(res) => {
                 self.over_at_once = true;
-                self.land(key, res, true);
+                self.land(key, res, None, true);
+            }
+            Submitted::DoneIn(res, buffer) => {
+                self.over_at_once = true;
+                self.land(key, res, Some(buffer), true);
             }
             Submitted::Pending => self.pending += 1,
         }
@@ -208,7 +214,7 @@ impl Driver {
         key
     }
 
-    fn land(&mut self, key: Key, res: i32, at_once: bool) {
+    fn land(&mut self, key: Key, res: i32, buffer: Option<u16>, at_once: bool) {
         let slot = self.slots.get_mut(key.index() as usize).unwrap_or_else(|| {
             panic!("{key:?} landed with {res}, and there never was such a slot");
         });
@@ -228,8 +234,13 @@ impl Driver {
                 "{op:?} landed with {res}, but wrote to its buffer"
             );
         }
+        assert_eq!(
+            buffer.is_some(),
+            matches!(op, Op::RecvPooled { .. }) && res > 0,
+            "{op:?} landed with {res}, and a buffer of {buffer:?}"
+        );
         self.free.push(key.index());
-        self.landed.insert(key, Landed { op, res, at_once, lent });
+        self.landed.insert(key, Landed { op, res, at_once, buffer, lent });
     }
 
     #[track_caller]
@@ -250,7 +261,7 @@ impl Driver {
             let key = completion.key;
             assert!(!key.is_reserved(), "{completion:?} is the engine's own");
             assert!(completion.is_terminal(), "{completion:?}: no operation here is multishot");
-            self.land(key, completion.res, false);
+            self.land(key, completion.res, completion.buffer(), false);
             self.pending -= 1;
             keys.push(key);
         }

@@ -46,9 +46,11 @@ mod files;
 #[path = "../../examples/deny_uring/filter.rs"]
 #[allow(dead_code, reason = "the example uses the rest")]
 mod filter;
+mod futex;
 mod isolated;
 mod pipes;
 mod poll;
+mod pooled;
 mod pressure;
 mod random;
 mod sharing;

@@ -8,7 +8,7 @@ use crate::driver::Driver;
 use crate::isolated::scale;
 use crate::sockets::{
     Descriptor, Message, Ownership, Transport, fill, is_close_on_exec, pattern, pipe, put,
-    raw_recv, raw_recv_soon, reset_on_close, shrink_send_buffer, stream_pair,
+    raw_recv, raw_recv_soon, reset_on_close, set_option, shrink_send_buffer, stream_pair,
 };
 use crate::world::{is_simulated, now};
 
@@ -25,6 +25,7 @@ conformance! {
     wait_all,
     wait_all_meets_the_end,
     wait_all_meets_an_error,
+    wait_all_meets_a_notification,
     wait_all_cancelled_in_the_middle,
     a_peek_for_all_sees_nothing_twice,
     wait_all_without_waiting,
@@ -282,6 +283,28 @@ fn wait_all_meets_an_error(kind: Kind) {
             let recv = driver.recv(a.fd(), 100);
             assert_eq!(driver.wait_for(recv).ok(), 0);
         }
+    }
+}
+
+/// What TCP has to say of what it sends comes as an error, to poll(2), and is none.
+fn wait_all_meets_a_notification(kind: Kind) {
+    #[cfg(target_os = "linux")]
+    for ownership in Ownership::ALL.into_iter().filter(|_| !is_simulated()) {
+        let mut driver = Driver::new(kind);
+        let (a, b) = stream_pair(Transport::Tcp, ownership);
+        let times = libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+        set_option(a.fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPING, times);
+        let recv = driver.recv_with(a.fd(), 13, libc::MSG_WAITALL);
+        driver.still_pending(recv);
+        put(b.fd(), b"first, ");
+        driver.still_pending(recv);
+        put(a.fd(), b"when was this sent?");
+        let notified = driver.poll(a.fd(), Readiness(libc::POLLPRI));
+        let seen = Readiness(driver.wait_for(notified).ok() as i16);
+        assert!(seen.intersects(Readiness(libc::POLLERR)), "{seen:?}");
+        driver.still_pending(recv);
+        put(b.fd(), b"second");
+        assert_eq!(driver.wait_for(recv).bytes(), b"first, second");
     }
 }
 

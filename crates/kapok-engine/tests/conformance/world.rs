@@ -134,9 +134,15 @@ pub(crate) const NOT_SIMULATED: &[(&str, &str)] = &[
     ("pipes::a_blocking_pipe_does_not_block_the_loop", PIPES),
     ("pipes::cancel_loses_nothing", PIPES),
     ("pipes::fifo", PIPES),
+    ("pooled::a_buffer_is_taken_when_bytes_have_come", POOLED),
+    ("pooled::neither_an_end_nor_a_cancel_takes_a_buffer", POOLED),
+    ("pooled::when_all_are_taken_nothing_is_received", POOLED),
+    ("pooled::large_messages_come_in_parts", POOLED),
+    ("pooled::beside_receives_with_memory_of_their_own", POOLED),
     ("closing::number_reused_by_another_sort", PIPES),
     ("files::devices", "there are no devices"),
     ("poll::connecting", "it connects by a call of its own, which is the kernel's"),
+    ("stream::wait_all_meets_a_notification", "nothing is told of what was sent"),
     ("stream::descriptors_are_passed", "ancillary data is not carried"),
     ("contract::dropped_before_the_first_turn", WORLD),
     ("contract::dropped_with_operations_pending", WORLD),
@@ -151,6 +157,7 @@ pub(crate) const NOT_SIMULATED: &[(&str, &str)] = &[
 ];
 
 const PIPES: &str = "there are no pipes";
+const POOLED: &str = "it has no buffers of its own: loans are what it is there for";
 const WORLD: &str =
     "an engine is a world of its own: its sockets end with it, and no other has them";
 const THREADS: &str = "another thread is the peer; `random` has the same races from a seed";

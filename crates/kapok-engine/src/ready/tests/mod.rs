@@ -9,7 +9,10 @@ use std::ptr;
 
 use super::*;
 use crate::op::RawMetadata;
+#[cfg(target_os = "linux")]
+use crate::selector::Epoll;
 use crate::selector::{Busy, Mio, Poll, Select};
+use crate::sys::descriptors;
 
 /// How long a machine may be busy with something else before a test gives up.
 const LONG: Duration = Duration::from_secs(20);
@@ -20,6 +23,8 @@ macro_rules! over_all {
         #[test]
         fn $name() {
             over_all::$name::<Mio>();
+            #[cfg(target_os = "linux")]
+            over_all::$name::<Epoll>();
             over_all::$name::<Poll>();
             over_all::$name::<Select>();
             over_all::$name::<Busy>();
@@ -60,7 +65,7 @@ fn land<S: Selector>(engine: &mut Ready<S>, count: usize) -> Vec<(u32, i32)> {
 /// The result of an operation, at once or later.
 fn result<S: Selector>(engine: &mut Ready<S>, op: Op) -> i32 {
     match submit(engine, 0, op) {
-        Submitted::Done(res) => res,
+        Submitted::Done(res) | Submitted::DoneIn(res, _) => res,
         Submitted::Pending => land(engine, 1)[0].1,
     }
 }

@@ -6,6 +6,7 @@ over_all! {
     files_go_through_threads,
     pipes_and_terminals_that_block_do_not_block_the_loop,
     dropping_waits_for_threads,
+    the_opening_of_a_fifo_can_be_cancelled,
 }
 
 mod over_all {
@@ -38,6 +39,50 @@ mod over_all {
         assert_eq!(metadata.stx_size, u64::from(count as u32 + 4));
         assert_eq!(result(&mut engine, Op::Close { fd }), 0);
         assert_eq!(engine.in_flight(), 0);
+    }
+
+    pub(super) fn the_opening_of_a_fifo_can_be_cancelled<S: Selector>() {
+        let mut engine = Ready::<S>::new().unwrap();
+        let make = |number: i32| {
+            let name = format!("kapok-engine-fifo-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            let _ = std::fs::remove_file(&path);
+            let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+            // SAFETY: the path ends.
+            assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+            (path, name)
+        };
+        let open = |name: &std::ffi::CString, flags| {
+            let path = name.as_ptr();
+            Op::Open { dir: libc::AT_FDCWD, path, flags, mode: 0o600 }
+        };
+        // One that is left waiting is seen by who opens the other end, so each has its own.
+        for flags in [libc::O_RDONLY, libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC] {
+            let (path, name) = make(flags);
+            assert_eq!(submit(&mut engine, 1, open(&name, flags)), Submitted::Pending);
+            // A thread has it, and waits.
+            std::thread::sleep(Duration::from_millis(30));
+            assert_quiet(&mut engine);
+            engine.cancel(key(1));
+            assert_eq!(land(&mut engine, 1), [(1, -libc::ECANCELED)]);
+            assert_eq!(engine.in_flight(), 0);
+            // The path is nobody's from here on, and the thread goes on.
+            drop(name);
+            drop(File::options().read(true).write(true).open(&path).unwrap());
+            std::fs::remove_file(path).unwrap();
+        }
+        // One that is not cancelled waits for its other end.
+        let (path, name) = make(-1);
+        assert_eq!(submit(&mut engine, 2, open(&name, libc::O_RDONLY)), Submitted::Pending);
+        std::thread::sleep(Duration::from_millis(30));
+        assert_quiet(&mut engine);
+        assert_eq!(submit(&mut engine, 3, open(&name, libc::O_WRONLY)), Submitted::Pending);
+        for (_, fd) in land(&mut engine, 2) {
+            assert!(fd >= 0, "{fd}");
+            // SAFETY: it was just made.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        std::fs::remove_file(path).unwrap();
     }
 
     pub(super) fn pipes_and_terminals_that_block_do_not_block_the_loop<S: Selector>() {
