@@ -5,42 +5,27 @@
 //! they come to.
 
 use std::ffi::CString;
-use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use kapok_engine::{Op, RawMetadata};
+pub use kapok_pool::Metadata;
 
 use crate::blocking::blocking;
 use crate::op;
 
-/// How a file is opened, like [`std::fs::OpenOptions`].
-#[derive(Clone, Debug)]
-pub struct OpenOptions {
-    read: bool,
-    write: bool,
-    append: bool,
-    truncate: bool,
-    create: bool,
-    create_new: bool,
-    mode: u32,
-    custom_flags: i32,
-}
-
-impl Default for OpenOptions {
-    fn default() -> OpenOptions {
-        OpenOptions::new()
-    }
-}
+/// How a file is opened, like [`std::fs::OpenOptions`]: those of the [pool](kapok_pool::OpenOptions), for
+/// files of fibers.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions(kapok_pool::OpenOptions);
 
 macro_rules! option {
-    ($(#[$doc:meta] $name:ident: $type:ty,)*) => {$(
-        #[$doc]
+    ($($name:ident: $type:ty,)*) => {$(
+        #[doc = concat!("See [`", stringify!($name), "`](kapok_pool::OpenOptions::", stringify!($name), ").")]
         pub fn $name(&mut self, $name: $type) -> &mut OpenOptions {
-            self.$name = $name;
+            self.0.$name($name);
             self
         }
     )*};
@@ -49,68 +34,19 @@ macro_rules! option {
 impl OpenOptions {
     /// Nothing allowed yet.
     pub fn new() -> OpenOptions {
-        OpenOptions {
-            read: false,
-            write: false,
-            append: false,
-            truncate: false,
-            create: false,
-            create_new: false,
-            mode: 0o666,
-            custom_flags: 0,
-        }
+        OpenOptions::default()
     }
 
     option! {
-        /// Allows reading.
         read: bool,
-        /// Allows writing.
         write: bool,
-        /// Lets every write go to the end of the file.
         append: bool,
-        /// Empties the file.
         truncate: bool,
-        /// Makes the file if there is none.
         create: bool,
-        /// Makes the file, and fails if there is one.
         create_new: bool,
-        /// The permission bits of a file that is made, less the umask. Default 0o666.
+        direct: bool,
         mode: u32,
-        /// Further `O_*` flags, as `O_DIRECT`.
         custom_flags: i32,
-    }
-
-    fn flags(&self) -> io::Result<i32> {
-        let access = match (self.read, self.write || self.append) {
-            (true, true) => libc::O_RDWR,
-            (false, true) => libc::O_WRONLY,
-            (true, false) => libc::O_RDONLY,
-            (false, false) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "neither reading nor writing was asked for",
-                ));
-            }
-        };
-        let makes = self.create || self.create_new || self.truncate;
-        if makes && !self.write && !self.append || self.truncate && self.append {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "creating and truncating want writing, and truncating no appending",
-            ));
-        }
-        let mut flags = access | self.custom_flags & !libc::O_ACCMODE;
-        for (wanted, flag) in [
-            (self.append, libc::O_APPEND),
-            (self.truncate && !self.create_new, libc::O_TRUNC),
-            (self.create, libc::O_CREAT),
-            (self.create_new, libc::O_CREAT | libc::O_EXCL),
-        ] {
-            if wanted {
-                flags |= flag;
-            }
-        }
-        Ok(flags)
     }
 
     /// Opens the file at `path`.
@@ -127,13 +63,13 @@ impl OpenOptions {
     }
 
     fn open_path(&self, path: &Path) -> io::Result<File> {
-        let flags = self.flags()?;
+        let (flags, mode) = self.0.flags_and_mode()?;
         let path = CString::new(path.as_os_str().as_bytes())?;
         let op = Op::Open {
             dir: libc::AT_FDCWD,
             path: path.as_ptr(),
             flags,
-            mode: self.mode as libc::mode_t,
+            mode: mode as libc::mode_t,
         };
         // SAFETY: the path lives until the call has returned.
         let fd = unsafe { op::run(op)? };
@@ -280,7 +216,7 @@ impl File {
         let op = Op::Metadata { fd: self.0.as_raw_fd(), out: &raw mut raw };
         // SAFETY: `raw` lives until the call has returned, as does the file.
         unsafe { op::run(op) }?;
-        Ok(Metadata(raw))
+        Ok(Metadata::from(raw))
     }
 
     /// Cuts the file to `len` bytes, or fills it up with zeros.
@@ -380,70 +316,6 @@ impl From<File> for std::fs::File {
 impl From<File> for OwnedFd {
     fn from(file: File) -> OwnedFd {
         file.0
-    }
-}
-
-/// What the file system knows of a file.
-#[derive(Clone, Copy)]
-pub struct Metadata(RawMetadata);
-
-impl fmt::Debug for Metadata {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metadata")
-            .field("len", &self.len())
-            .field("mode", &format_args!("{:o}", self.mode()))
-            .field("modified", &self.modified())
-            .finish()
-    }
-}
-
-#[expect(clippy::len_without_is_empty, reason = "the shape is std's")]
-impl Metadata {
-    /// The size in bytes.
-    pub fn len(&self) -> u64 {
-        #[cfg(target_os = "linux")]
-        return self.0.stx_size;
-        #[cfg(not(target_os = "linux"))]
-        return self.0.st_size as u64;
-    }
-
-    /// Type and permission bits (`st_mode`).
-    pub fn mode(&self) -> u32 {
-        #[cfg(target_os = "linux")]
-        return u32::from(self.0.stx_mode);
-        #[cfg(not(target_os = "linux"))]
-        return u32::from(self.0.st_mode);
-    }
-
-    fn is(&self, kind: libc::mode_t) -> bool {
-        // `mode_t` is narrower on other systems; widening it is lossless on all.
-        #[expect(clippy::unnecessary_cast, reason = "not everywhere")]
-        let (mask, kind) = (libc::S_IFMT as u32, kind as u32);
-        self.mode() & mask == kind
-    }
-
-    /// Whether it is a regular file.
-    pub fn is_file(&self) -> bool {
-        self.is(libc::S_IFREG)
-    }
-
-    /// Whether it is a directory.
-    pub fn is_dir(&self) -> bool {
-        self.is(libc::S_IFDIR)
-    }
-
-    /// When its contents were last changed.
-    pub fn modified(&self) -> SystemTime {
-        #[cfg(target_os = "linux")]
-        let (seconds, nanos) = (self.0.stx_mtime.tv_sec, self.0.stx_mtime.tv_nsec);
-        #[cfg(not(target_os = "linux"))]
-        let (seconds, nanos) = (self.0.st_mtime as i64, self.0.st_mtime_nsec as u32);
-        let whole = Duration::from_secs(seconds.unsigned_abs());
-        let base = match seconds {
-            0.. => SystemTime::UNIX_EPOCH + whole,
-            _ => SystemTime::UNIX_EPOCH - whole,
-        };
-        base + Duration::from_nanos(nanos.into())
     }
 }
 

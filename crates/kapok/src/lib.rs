@@ -42,8 +42,13 @@
 //!   [`server`].
 
 mod blocking;
+mod carrier;
 mod fiber;
+#[doc(hidden)]
+pub mod foreign;
 pub mod fs;
+#[doc(hidden)]
+pub mod interpose;
 pub mod metrics;
 pub mod net;
 pub mod observe;
@@ -67,6 +72,8 @@ pub use fiber::{
     shield, spawn, spawn_local, timeout, yield_now,
 };
 pub use kapok_engine::{Config as EngineConfig, Kind};
+#[doc(inline)]
+pub use kapok_pool as pool;
 pub use metrics::metrics;
 pub use observe::{Dump, dump};
 pub use park::block_on;

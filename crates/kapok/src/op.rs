@@ -10,21 +10,27 @@
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use kapok_engine::{Key, Op, Readiness, sys};
+use kapok_engine::{Buffers, Completion, Key, Kind, Op, Readiness, sys};
 
 use crate::fiber::{Fiber, Waiting, interrupt_of};
-use crate::runtime::{About, Loop, Waiter};
+use crate::runtime::{About, Frame, Loop, Waiter};
 
 /// What a [`Pending`] with an heir ends with if a dead ring keeps its operation. No errno.
 pub(crate) const LOST: i32 = i32::MIN;
 
 /// How long a call that must not suspend, because its thread is unwinding, may block it.
 const UNWINDING_LIMIT: Duration = Duration::from_millis(100);
+
+/// How long to nap where poll(2) says that a call would not block, and it would.
+const NAP: Duration = Duration::from_millis(1);
 
 /// Carries out `op` and waits for it: its result, or its error.
 ///
@@ -33,9 +39,9 @@ const UNWINDING_LIMIT: Duration = Duration::from_millis(100);
 /// Memory named by `op` is valid and unaliased (shared, if only read) for the duration of this
 /// call. The descriptor is open, and nobody closes it meanwhile without accepting that the
 /// operation may still act on it.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn run(op: Op) -> io::Result<i32> {
-    Loop::with_running(|running| match running {
+    match Loop::running(&Frame::default()) {
         // SAFETY: by the caller.
         Some((lp, fiber)) if !std::thread::panicking() => unsafe { run_on_fiber(lp, fiber, op) },
         // A switch would carry the thread's panic to another fiber, whose locks it would poison.
@@ -43,7 +49,85 @@ pub(crate) unsafe fn run(op: Op) -> io::Result<i32> {
         Some(_) => unsafe { run_blocking(op, Some(UNWINDING_LIMIT)) },
         // SAFETY: by the caller.
         None => unsafe { run_blocking(op, None) },
-    })
+    }
+}
+
+/// Sends from `buf`. Nearly always there is room, and then this is send(2) and little else.
+///
+/// # Errors
+///
+/// As for every call that waits.
+#[inline(always)]
+pub(crate) fn send(fd: RawFd, buf: &[u8], flags: i32) -> io::Result<i32> {
+    let frame = Frame::default();
+    let running = Loop::running(&frame);
+    if let Some((lp, fiber)) = running.filter(|_| !std::thread::panicking())
+        && lp.sends_at_once(fd)
+    {
+        // SAFETY: the fiber that runs is alive.
+        if let Some(interrupt) = interrupt_of(lp, unsafe { fiber.as_ref() }) {
+            return Err(interrupt.into());
+        }
+        let res = sys::send_now(fd, buf, flags);
+        if res != -libc::EAGAIN {
+            lp.count_at_once();
+            if !lp.may_go_on() {
+                lp.yield_now(fiber);
+            }
+            return landed(res);
+        }
+    }
+    let op = Op::Send { fd, buf: buf.as_ptr(), len: buf.len(), flags };
+    // SAFETY: the slice is borrowed for the whole call, and the descriptor by the caller.
+    unsafe { run(op) }
+}
+
+/// Receives into `buf`. A ring says when it has left bytes behind, and they are taken without it:
+/// `left` is whether there were any, as of the last receive from this socket. Whoever streams then
+/// neither submits nor suspends for each part.
+///
+/// # Errors
+///
+/// As for every call that waits.
+#[inline(always)]
+pub(crate) fn recv(fd: RawFd, buf: &mut [u8], left: &AtomicBool) -> io::Result<i32> {
+    let frame = Frame::default();
+    let running = Loop::running(&frame);
+    let running = running.filter(|_| !std::thread::panicking());
+    if let Some((lp, fiber)) = running
+        && left.load(Ordering::Relaxed)
+    {
+        // SAFETY: the fiber that runs is alive.
+        if let Some(interrupt) = interrupt_of(lp, unsafe { fiber.as_ref() }) {
+            return Err(interrupt.into());
+        }
+        let res = sys::recv_now(fd, buf);
+        if usize::try_from(res) != Ok(buf.len()) {
+            left.store(false, Ordering::Relaxed);
+        }
+        if res != -libc::EAGAIN {
+            lp.count_at_once();
+            if !lp.may_go_on() {
+                lp.yield_now(fiber);
+            }
+            return landed(res);
+        }
+    }
+    let op = Op::Recv { fd, buf: buf.as_mut_ptr(), len: buf.len(), flags: 0 };
+    let Some((lp, fiber)) = running else {
+        // SAFETY: the slice is borrowed for the whole call, and the descriptor by the caller.
+        return unsafe { run(op) };
+    };
+    // What landed last may have been another socket's.
+    // SAFETY: the fiber that runs is alive; a plain field.
+    unsafe { (*fiber.as_ref().local()).flags = 0 };
+    // SAFETY: as above.
+    let received = unsafe { run_on_fiber(lp, fiber, op) };
+    // SAFETY: the fiber that runs is alive; a field that is set as its operation lands.
+    if unsafe { (*fiber.as_ref().local()).flags } & Completion::SOCK_NONEMPTY != 0 {
+        left.store(true, Ordering::Relaxed);
+    }
+    received
 }
 
 /// Carries out an operation that [never waits](Op::is_immediate), on a fiber, on its loop or on a
@@ -63,13 +147,46 @@ pub(crate) unsafe fn now(op: Op) -> io::Result<i32> {
         // SAFETY: by the caller.
         None => unsafe { sys::perform(&op, true) },
     });
-    if res < 0 { Err(io::Error::from_raw_os_error(-res)) } else { Ok(res) }
+    landed(res)
+}
+
+/// What a receive that brings no memory came to.
+pub(crate) enum Pooled {
+    /// So many bytes, in one of the buffers of the loop with this number.
+    Bytes { buffers: Rc<Buffers>, id: u16, len: usize, home: u64 },
+    /// The end of the stream.
+    End,
+    /// There is no buffer to be had: on no fiber, or when all are taken.
+    Unavailable,
+}
+
+/// Receives into a buffer of the engine's own.
+#[inline(always)]
+pub(crate) fn receive_pooled(fd: RawFd) -> io::Result<Pooled> {
+    let frame = Frame::default();
+    let running = Loop::running(&frame);
+    let Some((lp, fiber)) = running.filter(|_| !std::thread::panicking()) else {
+        return Ok(Pooled::Unavailable);
+    };
+    // SAFETY: the operation names no memory, and the descriptor is open: by the callers, which
+    // borrow its socket.
+    let received = unsafe { run_on_fiber(lp, fiber, Op::RecvPooled { fd }) };
+    // SAFETY: the fiber that runs is alive; a field that is set as its operation lands.
+    let buffer = unsafe { (*fiber.as_ref().local()).buffer.take() };
+    match (received, buffer) {
+        (Ok(count), Some((buffers, id))) => {
+            Ok(Pooled::Bytes { buffers, id, len: count as usize, home: lp.id() })
+        }
+        (Ok(_), None) => Ok(Pooled::End),
+        (Err(error), _) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Pooled::Unavailable),
+        (Err(error), _) => Err(error),
+    }
 }
 
 /// # Safety
 ///
 /// As for [`run`].
-#[inline]
+#[inline(always)]
 unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i32> {
     loop {
         // SAFETY: the fiber that runs is alive.
@@ -100,9 +217,19 @@ unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i
                     None => io::Error::from_raw_os_error(libc::ECANCELED),
                 });
             }
+            // A ring takes `O_NONBLOCK` for the wish not to wait.
+            _ if res == -libc::EAGAIN && lp.kind() == Kind::Uring => {
+                // SAFETY: by the caller; the operation has landed, so its memory is lent no more.
+                return landed(unsafe { sys::outcome_of_refused(&op) });
+            }
             _ => return Err(io::Error::from_raw_os_error(-res)),
         }
     }
+}
+
+/// The result of an operation that is over.
+fn landed(res: i32) -> io::Result<i32> {
+    if res < 0 { Err(io::Error::from_raw_os_error(-res)) } else { Ok(res) }
 }
 
 /// Suspends the running fiber until `key`, submitted on its behalf, has landed.
@@ -110,7 +237,7 @@ unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i
 /// # Safety
 ///
 /// `fiber` is the one that runs on `lp`, and `key` was submitted with it as the waiter.
-#[inline]
+#[inline(always)]
 unsafe fn wait_for(lp: &Loop, fiber: NonNull<Fiber>, key: Key, op: &Op) -> i32 {
     // SAFETY: on the fiber itself, by the caller; plain fields, copied.
     let local = unsafe { fiber.as_ref().local() };
@@ -143,15 +270,27 @@ unsafe fn run_blocking(op: Op, limit: Option<Duration>) -> io::Result<i32> {
     let wanted = wanted_readiness(&op);
     // poll(2) knows no waiting for regular files, and they do not make anyone wait for good.
     let blocking = limit.is_none() || works_on_regular_file(&op);
+    let mut was_ready = false;
     loop {
         // With a limit, or on a descriptor that does not block, ask before and wait in poll(2).
         // SAFETY: by the caller.
-        let res = unsafe { sys::perform(&op, blocking) };
+        let res = match unsafe { sys::perform(&op, blocking) } {
+            // SAFETY: by the caller.
+            res if res == -libc::EAGAIN => unsafe { sys::outcome_of_refused(&op) },
+            res => res,
+        };
         match res {
             0.. => return Ok(res),
             _ if res == -libc::EINTR => {}
             _ if res == -libc::EAGAIN && wanted.is_some() => {
                 let (fd, events) = wanted.unwrap_or((-1, Readiness::READABLE));
+                if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                // What poll(2) called ready and the call refuses: a full peer found by its name.
+                if std::mem::replace(&mut was_ready, true) {
+                    std::thread::sleep(NAP);
+                }
                 sys::wait_ready(fd, events, deadline)?;
             }
             _ => return Err(io::Error::from_raw_os_error(-res)),
@@ -219,6 +358,17 @@ impl Pending {
     /// future lives; afterwards, an operation that is being cancelled may still act on it.
     pub(crate) unsafe fn new(op: Op, heir: Option<Box<dyn FnOnce(i32)>>) -> Pending {
         Pending { op, state: State::New, heir, _pinned: PhantomData }
+    }
+
+    /// Has the engine cancel the operation. It lands all the same, if with nothing.
+    pub(crate) fn cancel(&self) {
+        let State::Submitted(key, home) = self.state else { return };
+        Loop::with_current(|current| {
+            let Some(lp) = current.filter(|lp| lp.id() == home) else { return };
+            if lp.with_waiter(key, |waiter| matches!(waiter, Some(Waiter::Task(..)))) {
+                lp.cancel(key);
+            }
+        });
     }
 
     /// Takes the heir back once the operation is over.
@@ -291,5 +441,89 @@ impl Drop for Pending {
             // Without its loop the operation never lands here: its heir keeps what was lent.
             None => std::mem::forget(heir),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::Runtime;
+
+    /// Receives in every way there is.
+    fn receive(from: &UnixDatagram) -> Vec<io::Result<i32>> {
+        let (fd, mut bytes) = (from.as_raw_fd(), [0u8; 8]);
+        let (buf, len) = (bytes.as_mut_ptr(), bytes.len());
+        let mut part = libc::iovec { iov_base: buf.cast(), iov_len: len };
+        let mut name = [0u8; 128];
+        // SAFETY: integers and pointers, for which zero is a value.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_name = name.as_mut_ptr().cast();
+        message.msg_namelen = name.len() as libc::socklen_t;
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        let ops = [
+            Op::Recv { fd, buf, len, flags: 0 },
+            Op::RecvMsg { fd, msg: &raw mut message, flags: 0 },
+            Op::Read { fd, buf, len, offset: Op::CURRENT_POSITION },
+            Op::Recv { fd, buf, len, flags: libc::MSG_DONTWAIT },
+        ];
+        // SAFETY: all that is named are locals that outlive the calls.
+        let results = ops.map(|op| unsafe { run(op) });
+        // Of nobody: what came had no sender either.
+        assert!(results[1].is_err() || message.msg_namelen == 0);
+        results.into()
+    }
+
+    fn at_the_end(results: &[io::Result<i32>]) -> bool {
+        let [waiting @ .., not_waiting] = results else { return false };
+        waiting.iter().all(|result| matches!(result, Ok(0)))
+            && matches!(not_waiting, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn a_socket_shut_down_for_receiving_is_at_its_end_everywhere() {
+        struct OnDrop(UnixDatagram, mpsc::Sender<Vec<io::Result<i32>>>);
+        impl Drop for OnDrop {
+            fn drop(&mut self) {
+                let _ = self.1.send(receive(&self.0));
+            }
+        }
+        let in_time = Duration::from_secs(20);
+        for nonblocking in [false, true] {
+            let (near, far) = UnixDatagram::pair().unwrap();
+            near.set_nonblocking(nonblocking).unwrap();
+            for _ in 0..2 {
+                far.send(b"before").unwrap();
+            }
+            near.shutdown(std::net::Shutdown::Read).unwrap();
+            let (sender, results) = mpsc::channel();
+            let shared = near.try_clone().unwrap();
+            let fibers = sender.clone();
+            std::thread::spawn(move || {
+                Runtime::builder().threads(1).build().unwrap().run(move || {
+                    fibers.send(receive(&shared)).unwrap();
+                    fibers.send(receive(&shared)).unwrap();
+                    let unwinds = OnDrop(shared, fibers);
+                    let fiber = crate::spawn(move || {
+                        let _unwinds = unwinds;
+                        panic!("on purpose");
+                    });
+                    assert!(fiber.join().is_err());
+                });
+            });
+            let first = results.recv_timeout(in_time).unwrap();
+            assert!(matches!(first[..3], [Ok(6), Ok(6), Ok(0)]), "{first:?}");
+            for place in ["a fiber", "a fiber that unwinds"] {
+                let found = results.recv_timeout(in_time).unwrap();
+                assert!(at_the_end(&found), "on {place}, {nonblocking}: {found:?}");
+            }
+            std::thread::spawn(move || sender.send(receive(&near)));
+            let found = results.recv_timeout(in_time).expect("a thread that does not hang");
+            assert!(at_the_end(&found), "on a thread, {nonblocking}: {found:?}");
+        }
     }
 }

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use kapok_engine::{Op, Readiness};
 
-use crate::fiber::{self, Canceled, Fiber};
+use crate::fiber::{self, Canceled, FiberRef};
 use crate::net::{DescriptorLimit, TcpListener, TcpStream};
 use crate::park;
 use crate::runtime::{Loop, Runtime};
@@ -100,7 +100,7 @@ struct Stop {
 /// The accepted connections, each with the fiber that serves it.
 #[derive(Default)]
 struct Connections {
-    list: Vec<Option<(RawFd, Arc<Fiber>)>>,
+    list: Vec<Option<(RawFd, FiberRef)>>,
     free: Vec<usize>,
     /// Wakes the sweeper when there is something to sweep.
     waker: Option<std::task::Waker>,
@@ -129,7 +129,7 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn new(shared: &'a Shared, stream: &TcpStream, fiber: Arc<Fiber>) -> Listed<'a> {
+    fn new(shared: &'a Shared, stream: &TcpStream, fiber: FiberRef) -> Listed<'a> {
         let mut connections = shared.connections();
         let entry = Some((stream.as_raw_fd(), fiber));
         let place = match connections.free.pop() {
@@ -412,13 +412,13 @@ fn sweep(shared: &Shared) {
             let connections = shared.connections();
             // While the list is held nothing on it is closed, so the numbers mean what they say.
             let chunk = connections.list.iter().skip(from).take(SWEEP_CHUNK);
-            let (fds, fibers): (Vec<RawFd>, Vec<&Arc<Fiber>>) =
+            let (fds, fibers): (Vec<RawFd>, Vec<&FiberRef>) =
                 chunk.flatten().map(|(fd, fiber)| (*fd, fiber)).unzip();
-            let gone: Vec<Arc<Fiber>> = broken(&fds)
+            let gone: Vec<FiberRef> = broken(&fds)
                 .into_iter()
                 .zip(fibers)
                 .filter(|(broken, _)| *broken)
-                .map(|(_, fiber)| Arc::clone(fiber))
+                .map(|(_, fiber)| FiberRef::clone(fiber))
                 .collect();
             (gone, (from + SWEEP_CHUNK < connections.list.len()).then_some(from + SWEEP_CHUNK))
         };

@@ -477,3 +477,40 @@ fn a_signal_prints_a_dump() {
     assert!(output.status.success(), "{text}");
     assert!(is_whole(&text), "{text}");
 }
+
+/// Whoever asks for a dump has been told before what was found until then.
+#[test]
+fn a_stall_is_told_of_before_a_dump_that_was_asked_for_after_it() {
+    let name = "a_stall_is_told_of_before_a_dump_that_was_asked_for_after_it";
+    let output = in_child(name, &[], || {
+        let (go, gone) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let runtime = Runtime::builder().dump_on_signal(true).watchdog(Duration::from_millis(40));
+        let runtime = runtime.on_stall(move |stall| {
+            if stall.phase == StallPhase::GoesOn {
+                // The stall ends, which is found while this is still being told.
+                go.send(()).unwrap();
+                std::thread::sleep(Duration::from_secs(1));
+                // SAFETY: sends a signal to this process.
+                assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR2) }, 0);
+                // Another thread takes it.
+                std::thread::sleep(Duration::from_millis(500));
+            } else {
+                eprintln!("told of the end");
+                end.send(()).unwrap();
+            }
+        });
+        runtime.build().unwrap().run(move || {
+            let _sleeper = Builder::new().name("shown by the dump").spawn(|| kapok::sleep(LONG));
+            gone.recv().unwrap();
+            kapok::blocking(move || ended.recv().unwrap()).unwrap();
+            // Answered after the one that was asked for before.
+            assert!(kapok::dump().error.is_none());
+            std::process::exit(0);
+        });
+    });
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let [told, dumped] = ["told of the end", "shown by the dump"].map(|line| text.find(line));
+    assert!(told.is_some() && told < dumped, "{text}");
+}

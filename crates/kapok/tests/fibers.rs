@@ -102,6 +102,90 @@ fn a_detached_fiber_goes_on() {
 }
 
 #[test]
+fn entries_and_results_of_any_size_arrive() {
+    // Of no size, as large as finds room in a control block, a little larger, and much larger.
+    fn echo<const WORDS: usize>(movable: bool) {
+        let words: [u64; WORDS] = std::array::from_fn(|word| word as u64 + 1);
+        let handle =
+            if movable { kapok::spawn(move || words) } else { kapok::spawn_local(move || words) };
+        assert_eq!(handle.join().unwrap(), words);
+    }
+    for threads in [1, 2] {
+        run_on(threads, || {
+            for movable in [false, true] {
+                echo::<0>(movable);
+                echo::<1>(movable);
+                echo::<7>(movable);
+                echo::<8>(movable);
+                echo::<9>(movable);
+                echo::<1000>(movable);
+            }
+        });
+    }
+}
+
+#[test]
+fn what_nobody_takes_is_dropped_once() {
+    for threads in [1, 2] {
+        run_on(threads, || {
+            let held = Arc::new(());
+            let spawn = |room: usize| {
+                let held = Arc::clone(&held);
+                // The closure holds one, and the result another; with much beside them, or little.
+                let padding = vec![0_u8; room];
+                kapok::spawn(move || (Arc::clone(&held), padding, [0_u64; 20]))
+            };
+            // Detached before it starts, dropped when it is over, and joined.
+            spawn(1).detach();
+            let over = spawn(2);
+            wait_until(|| over.is_finished());
+            drop(over);
+            drop(spawn(3).join().unwrap());
+            wait_until(|| Arc::strong_count(&held) == 1);
+        });
+    }
+}
+
+#[test]
+fn a_join_that_is_given_up_leaves_the_fiber_and_the_next_wait_alone() {
+    run(|| {
+        let (mut stream, mut peer) = UnixStream::pair().unwrap();
+        let joined = Arc::new(AtomicU32::new(0));
+        let slow = {
+            let joined = Arc::clone(&joined);
+            kapok::spawn_local(move || {
+                kapok::sleep(Duration::from_millis(20)).unwrap();
+                joined.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        let waits = kapok::spawn_local(move || {
+            let given_up = kapok::timeout(Duration::from_millis(2), || slow.join());
+            assert!(matches!(given_up, Err(JoinError::DeadlineElapsed)), "{given_up:?}");
+            // The other one ends while this one has lent its buffer.
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            byte[0]
+        });
+        wait_until(|| joined.load(Ordering::Relaxed) == 1);
+        kapok::sleep(Duration::from_millis(5)).unwrap();
+        assert!(!waits.is_finished(), "it was resumed by who ended");
+        peer.write_all(&[9]).unwrap();
+        assert_eq!(waits.join().unwrap(), 9);
+        // By a cancellation, too: neither one that came before the wait nor one during it is lost.
+        for turns in 0..3 {
+            let sleeper = kapok::spawn_local(|| kapok::sleep(Duration::from_secs(3600)));
+            let sleeper_waits = kapok::spawn_local(move || {
+                let result = sleeper.join();
+                assert!(matches!(result, Err(JoinError::Canceled)), "{result:?}");
+            });
+            (0..turns).for_each(|_| kapok::yield_now());
+            sleeper_waits.cancel();
+            sleeper_waits.join().unwrap();
+        }
+    });
+}
+
+#[test]
 fn threads_and_futures_join_fibers_too() {
     run(|| {
         let handle = kapok::spawn(|| kapok::sleep(Duration::from_millis(10)).map(|()| 1));

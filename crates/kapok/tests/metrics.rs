@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use kapok::metrics::{Counts, LoopMetrics};
-use kapok::net::UnixStream;
+use kapok::net::{TcpListener, TcpStream, UnixStream};
 use kapok::{Builder, Runtime};
 
 use harness::{alone, engine, run, run_on, wait_until};
@@ -89,6 +89,34 @@ fn operations_and_switches_are_counted() {
         if let Some(kind) = self::engine() {
             assert_eq!(here().engine, kind);
         }
+    });
+}
+
+#[test]
+fn what_is_left_in_a_socket_is_taken_without_a_wait() {
+    run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        let mut part = [0; 1024];
+        for round in 0..3 {
+            let sent: Vec<u8> = (0..32 * 1024).map(|at| (at / 1024 + round) as u8).collect();
+            near.write_all(&sent).unwrap();
+            let before = counts().engine;
+            for expected in sent.chunks(1024) {
+                far.read_exact(&mut part).unwrap();
+                assert_eq!(part, expected);
+            }
+            let after = counts().engine;
+            // Not the first, and whatever came late.
+            assert!(after.done_at_once - before.done_at_once >= 24, "{before:?} {after:?}");
+            // What was taken so is over with the last byte: this waits, and can be cancelled.
+            let waited = kapok::timeout(Duration::from_millis(2), || far.read(&mut part));
+            assert_eq!(waited.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        }
+        near.write_all(&[1; 2048]).unwrap();
+        drop(near);
+        assert_eq!(far.read_to_end(&mut Vec::new()).unwrap(), 2048);
     });
 }
 

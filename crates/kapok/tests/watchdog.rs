@@ -98,11 +98,59 @@ fn a_handler_that_sleeps_is_named_with_its_call_and_its_backtrace() {
     assert!(text.contains("fiber \"sleepy\" (#") && text.contains("handler_that_sleeps"), "{text}");
 }
 
+unsafe extern "C" {
+    fn popen(command: *const libc::c_char, mode: *const libc::c_char) -> *mut libc::FILE;
+    fn pclose(stream: *mut libc::FILE) -> libc::c_int;
+}
+
+/// Waits in the C library, where nothing can suspend.
+#[inline(never)]
+fn handler_that_reads_lines() {
+    let mut line = [0; 16];
+    // SAFETY: strings that end with NUL; a buffer of the size that is told; a stream that is closed once.
+    unsafe {
+        let stream = popen(c"sleep 0.3; echo late".as_ptr(), c"r".as_ptr());
+        assert!(!stream.is_null());
+        assert!(!libc::fgets(line.as_mut_ptr(), 16, stream).is_null());
+        pclose(stream);
+    }
+    black_box(());
+}
+
+#[test]
+fn a_handler_that_waits_in_the_c_library_is_named_with_what_it_called() {
+    let [begun, _] = told_of("lines", handler_that_reads_lines);
+    assert!(is_in(&begun, "handler_that_reads_lines"), "{begun}");
+    assert!(begun.function.as_deref().is_some_and(|name| name.contains("fgets")), "{begun}");
+    let call = begun.system_call.as_deref().unwrap_or_default();
+    assert!(call.starts_with("read(2) on descriptor "), "{begun}");
+    assert!(begun.to_string().contains("fgets, by read(2)"), "{begun}");
+}
+
+/// A child that is waited for by the C library itself.
+#[inline(never)]
+fn handler_that_runs_a_command() {
+    // SAFETY: a string that ends with NUL.
+    assert_eq!(unsafe { libc::system(c"sleep 0.3".as_ptr()) }, 0);
+    black_box(());
+}
+
+#[test]
+fn a_handler_that_runs_a_command_is_named_with_what_it_called() {
+    let [begun, _] = told_of("command", handler_that_runs_a_command);
+    assert!(is_in(&begun, "handler_that_runs_a_command"), "{begun}");
+    // It jumps to a function whose name is known only where the C library has its symbols.
+    let named = ["do_system", "system", "wait4"];
+    assert!(begun.function.as_deref().is_some_and(|name| named.contains(&name)), "{begun}");
+    assert_eq!(begun.system_call.as_deref(), Some("wait4(2)"), "{begun}");
+}
+
 #[test]
 fn a_handler_that_computes_is_named_with_its_backtrace() {
     let [begun, over] = told_of("busy", handler_that_computes);
     assert_eq!((begun.phase, over.phase), (StallPhase::GoesOn, StallPhase::Over));
     assert!(is_in(&begun, "handler_that_computes"), "{begun}");
+    assert_eq!(begun.system_call, None, "{begun}");
     assert!(begun.duration >= LIMIT && over.duration >= begun.duration, "{begun} {over}");
 }
 

@@ -1,9 +1,10 @@
 //! The control block of a fiber.
 //!
 //! ```text
-//!   Arc<Fiber> ── held by: its loop while it is not over · its JoinHandle · its Wakers
+//!   FiberRef ── held by: its loop while it is not over · its JoinHandle · its Wakers
 //!   ┌─ shared, any thread ─────────────────────────────────────────────────────────────┐
 //!   │ word: park word    cancel: requested    home: the loop it runs on    inbox link   │
+//!   │ packet: entry, then result, and who waits for it (see `packet`)                   │
 //!   ├─ local, only the home thread (before the start: only who holds the closure) ─────┤
 //!   │ coroutine + stack   what it waits for   what landed   deadline   fiber-locals     │
 //!   └──────────────────────────────────────────────────────────────────────────────────┘
@@ -29,18 +30,18 @@
 //! left while the fiber waits for an operation is taken by its next park.
 
 use std::cell::UnsafeCell;
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Wake, Waker};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use corosensei::{Coroutine, Yielder};
-use kapok_engine::Key;
+use kapok_engine::{Buffers, Key};
 
-use super::join::Abandon;
 use super::local::Locals;
-use crate::primitives::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering, fence};
+use super::packet::{Body, Packet};
+use super::reference::{FiberRef, References, Spare};
+use crate::primitives::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use crate::runtime::Remote;
 use crate::stack::{FiberLabel, PooledStack, StackSize};
 
@@ -66,19 +67,23 @@ pub(crate) enum Waiting {
     Nothing,
     /// This operation. Nothing but its landing resumes the fiber.
     Operation(Key),
+    /// The end of another fiber of its loop. Whoever makes it ready sets this to `Nothing`, so it is
+    /// queued once.
+    Join,
     /// Its park word. Cancellation and deadlines unpark it too; whoever waits decides whether that
     /// ends the wait.
     Park,
 }
 
-/// What only the home thread touches.
+/// What only the home thread touches; what a switch touches of it first.
+#[repr(C)]
 pub(crate) struct Local {
-    /// Not started yet.
-    pub(crate) entry: Option<Box<dyn FnOnce()>>,
     /// Started and not over.
     pub(crate) coroutine: Option<FiberCoroutine>,
     /// How the fiber leaves its own stack; set when it first runs.
     pub(crate) yielder: Option<NonNull<Yielder<Resume, ()>>>,
+    /// About where its stack ends while it is suspended.
+    pub(crate) suspended_at: *const u8,
     /// Its place in the loop's table of fibers.
     pub(crate) index: u32,
     pub(crate) waiting: Waiting,
@@ -86,78 +91,117 @@ pub(crate) struct Local {
     pub(crate) since: Instant,
     /// What its operation landed with.
     pub(crate) result: i32,
+    /// The flags of that landing.
+    pub(crate) flags: u32,
+    /// The engine's buffer that holds it, if the operation was one that lands in such: taken by the
+    /// call that made it, so none when the fiber ends.
+    pub(crate) buffer: Option<(Rc<Buffers>, u16)>,
     /// The nearest deadline around the code that runs now.
     pub(crate) deadline: Option<Instant>,
     /// How many waits for futures are inside each other.
     pub(crate) waits: u32,
     /// How many shields are around the code that runs now.
     pub(crate) shields: u32,
+    /// It is inside a hooked call: see `interpose`.
+    pub(crate) inside: bool,
     pub(crate) locals: Locals,
-    /// Who is told if the fiber never ends. Weak: what the fiber comes to is not the fiber's to keep.
-    pub(crate) packet: Weak<dyn Abandon>,
+    /// How to run what it is to run, and whom to tell if it never ends. None once the packet is
+    /// settled.
+    pub(crate) body: Option<&'static Body>,
 }
 
+/// What a fiber is given when it is made.
+pub(super) struct Limits {
+    pub(super) stack_size: StackSize,
+    pub(super) deadline: Option<Instant>,
+    pub(super) borrows: bool,
+}
+
+/// What a switch touches comes first, on lines of its own; then what a fiber's beginning and end
+/// touch, and what hardly anybody asks for.
+#[repr(C, align(64))]
 pub(crate) struct Fiber {
+    pub(super) references: References,
     word: AtomicU8,
     cancel: AtomicBool,
     /// The peer of the connection that this fiber serves is gone.
     peer_gone: AtomicBool,
-    /// Links fibers in the inbox of their loop. Used by whoever swapped `PARKED` out of `word`.
-    pub(crate) inbox_next: AtomicPtr<Fiber>,
-    /// Set when the fiber starts, for good.
-    pub(crate) home: OnceLock<Arc<Remote>>,
-    pub(crate) label: FiberLabel,
-    pub(crate) stack_size: StackSize,
     /// What it runs may borrow from code that waits for it to end.
     pub(crate) borrows: bool,
+    pub(crate) stack_size: StackSize,
+    local: UnsafeCell<Local>,
+    /// Links fibers in the inbox of their loop. Used by whoever swapped `PARKED` out of `word`.
+    pub(crate) inbox_next: AtomicPtr<Fiber>,
+    /// The remote side of the loop it runs on: null until it is bound to one, when it starts at the
+    /// latest, then for good. A counted reference, which stays with the memory (see [`Spare`]).
+    home: AtomicPtr<Remote>,
+    pub(crate) label: FiberLabel,
+    pub(super) packet: Packet,
     /// When it was spawned, to about a turn.
     pub(crate) born: Instant,
-    local: UnsafeCell<Local>,
 }
 
 // SAFETY: `local` is only reached through `Fiber::local`, whose callers are on the home thread (or
-// hold the unstarted fiber alone); everything else is atomic or never changes. What `local` still
-// holds when the last reference goes, on whichever thread, is inert: the loop has taken out the
-// entry, the coroutine and the fiber-locals, and a weak reference frees memory at most.
+// hold the unstarted fiber alone); the packet is as its state says; everything else is atomic or
+// never changes. What `local` still holds when the last reference goes, on whichever thread, is
+// inert: the loop has taken out the coroutine and the fiber-locals.
 unsafe impl Send for Fiber {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Fiber {}
 
 impl Fiber {
-    pub(crate) fn new(
+    /// How much of a control block a switch touches, from its beginning.
+    pub(crate) const SWITCHED_BYTES: usize =
+        std::mem::offset_of!(Fiber, local) + std::mem::offset_of!(Local, locals);
+
+    /// Makes a fiber in `spare`: the references for its loop, and for its handle. It runs `body`
+    /// with what `entry` puts into its packet.
+    #[inline]
+    pub(super) fn create(
+        spare: Spare,
         label: FiberLabel,
-        stack_size: StackSize,
-        borrows: bool,
-        deadline: Option<Instant>,
+        limits: Limits,
         born: Instant,
-        entry: Box<dyn FnOnce()>,
-        packet: Weak<dyn Abandon>,
-    ) -> Arc<Fiber> {
-        Arc::new(Fiber {
-            word: AtomicU8::new(EMPTY),
-            cancel: AtomicBool::new(false),
-            peer_gone: AtomicBool::new(false),
-            inbox_next: AtomicPtr::new(std::ptr::null_mut()),
-            home: OnceLock::new(),
-            label,
-            stack_size,
-            borrows,
-            born,
-            local: UnsafeCell::new(Local {
-                entry: Some(entry),
+        body: &'static Body,
+        write_packet: impl FnOnce(*mut Packet),
+    ) -> (FiberRef, FiberRef) {
+        let (place, home) = spare.into_parts();
+        let fiber: NonNull<Fiber> = place.cast();
+        // Field by field: a control block is too large to be made elsewhere and moved.
+        // SAFETY: the place is ours, and large enough; each field is written, `packet` by the
+        // closure.
+        unsafe {
+            let at = fiber.as_ptr();
+            (&raw mut (*at).references).write(References::new(2));
+            (&raw mut (*at).word).write(AtomicU8::new(EMPTY));
+            (&raw mut (*at).cancel).write(AtomicBool::new(false));
+            (&raw mut (*at).peer_gone).write(AtomicBool::new(false));
+            (&raw mut (*at).borrows).write(limits.borrows);
+            (&raw mut (*at).stack_size).write(limits.stack_size);
+            (&raw mut (*at).local).write(UnsafeCell::new(Local {
                 coroutine: None,
                 yielder: None,
+                suspended_at: std::ptr::null(),
                 index: u32::MAX,
                 waiting: Waiting::Nothing,
                 since: born,
                 result: 0,
-                deadline,
+                flags: 0,
+                buffer: None,
+                deadline: limits.deadline,
                 waits: 0,
                 shields: 0,
+                inside: false,
                 locals: Locals::new(),
-                packet,
-            }),
-        })
+                body: Some(body),
+            }));
+            (&raw mut (*at).inbox_next).write(AtomicPtr::new(std::ptr::null_mut()));
+            (&raw mut (*at).home).write(AtomicPtr::new(home.cast_mut()));
+            (&raw mut (*at).label).write(label);
+            write_packet(&raw mut (*at).packet);
+            (&raw mut (*at).born).write(born);
+            FiberRef::pair(fiber)
+        }
     }
 
     /// The part that only the home thread touches.
@@ -202,58 +246,58 @@ impl Fiber {
         self.word.load(Ordering::Relaxed) == PARKED
     }
 
-    /// Ends the fiber's park, or keeps its next one from waiting. From any thread.
-    pub(crate) fn unpark(self: &Arc<Self>) {
-        if self.leave_token() {
-            let home = self.home.get().expect("a fiber that is parked has started");
-            home.make_ready(Fiber::pointer(self));
-        }
-    }
-
-    /// The fiber as its loop names it. Taken from the `Arc` itself, so that another reference may be
+    /// The fiber as its loop names it. Taken from the reference itself, so that another one may be
     /// made from it again.
-    pub(crate) fn pointer(this: &Arc<Self>) -> NonNull<Fiber> {
-        // SAFETY: the pointer of an `Arc` is not null.
-        unsafe { NonNull::new_unchecked(Arc::as_ptr(this).cast_mut()) }
+    #[inline]
+    pub(crate) fn pointer(this: &FiberRef) -> NonNull<Fiber> {
+        this.as_pointer()
     }
 
     pub(crate) fn cancel_requested(&self) -> bool {
         self.cancel.load(Ordering::Acquire)
     }
 
-    /// Requests cancellation. From any thread; once is enough.
-    pub(crate) fn request_cancel(self: &Arc<Self>) {
-        if !self.cancel.swap(true, Ordering::AcqRel) {
-            fence(Ordering::SeqCst);
-            self.poke();
-        }
-    }
-
     pub(crate) fn peer_gone(&self) -> bool {
         self.peer_gone.load(Ordering::Relaxed)
     }
 
-    /// Tells the fiber that the peer of the connection it serves is gone for good.
-    pub(crate) fn set_peer_gone(self: &Arc<Self>) {
-        if !self.peer_gone.swap(true, Ordering::AcqRel) {
-            self.poke();
+    /// Whether the fiber is bound to the loop of `remote`.
+    #[inline]
+    pub(crate) fn is_at_home(&self, remote: &Remote) -> bool {
+        std::ptr::eq(self.home.load(Ordering::Relaxed), remote)
+    }
+
+    /// What is to be given up with the control block: null, or a counted reference.
+    #[inline]
+    pub(super) fn home_pointer(&self) -> *const Remote {
+        self.home.load(Ordering::Relaxed)
+    }
+
+    /// Binds a fiber that nobody else knows of yet to the loop that will start it, or to none.
+    #[inline]
+    pub(crate) fn bind(&self, home: Option<&Arc<Remote>>) {
+        let before = self.home_pointer();
+        if std::ptr::eq(before, home.map_or(std::ptr::null(), Arc::as_ptr)) {
+            return;
+        }
+        let after = home.map_or(std::ptr::null(), |home| Arc::into_raw(Arc::clone(home)));
+        self.home.store(after.cast_mut(), Ordering::Relaxed);
+        if !before.is_null() {
+            // SAFETY: a counted reference, which nobody else has looked at.
+            drop(unsafe { Arc::from_raw(before) });
         }
     }
 
-    /// Has the loop look at the fiber again, because a reason to interrupt it has come up.
-    pub(crate) fn poke(self: &Arc<Self>) {
-        // An unstarted fiber sees the reason when it first waits.
-        if let Some(home) = self.home.get() {
-            home.interrupt(Arc::clone(self));
-        }
-    }
-
-    /// Binds the fiber to the loop that starts it.
+    /// Binds the fiber to the loop that starts it, if it is not bound yet.
+    #[inline]
     pub(crate) fn set_home(&self, home: &Arc<Remote>) {
-        let fresh = self.home.set(Arc::clone(home)).is_ok();
-        debug_assert!(fresh, "a fiber starts once");
-        // Against `request_cancel`: either it sees the home, or the fiber sees the request.
-        fence(Ordering::SeqCst);
+        if !self.home.load(Ordering::Relaxed).is_null() {
+            return;
+        }
+        self.home.store(Arc::into_raw(Arc::clone(home)).cast_mut(), Ordering::Release);
+        // Against `request_cancel`, which swaps the same word: if that comes first, the fiber sees
+        // the request from here on; if it comes later, it sees the home.
+        self.cancel.fetch_or(false, Ordering::AcqRel);
     }
 
     /// How reports call the fiber.
@@ -265,24 +309,39 @@ impl Fiber {
     }
 }
 
-impl Wake for Fiber {
-    fn wake(self: Arc<Self>) {
-        self.unpark();
+impl FiberRef {
+    /// Ends the fiber's park, or keeps its next one from waiting. From any thread.
+    pub(crate) fn unpark(&self) {
+        if self.leave_token() {
+            let home = self.home().expect("a fiber that is parked has started");
+            home.make_ready(Fiber::pointer(self));
+        }
     }
 
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.unpark();
+    /// Requests cancellation. From any thread; once is enough.
+    pub(crate) fn request_cancel(&self) {
+        if !self.cancel.swap(true, Ordering::AcqRel) {
+            self.poke();
+        }
     }
-}
 
-/// Runs `f` with a waker of `fiber` that costs no reference count unless it is cloned.
-///
-/// # Safety
-///
-/// `fiber` came from an `Arc` that is held by someone else until `f` has returned.
-pub(crate) unsafe fn with_waker<R>(fiber: NonNull<Fiber>, f: impl FnOnce(&Waker) -> R) -> R {
-    // SAFETY: it came from an `Arc`, by the caller. The reference count is not ours, so what we
-    // make of it must never be dropped.
-    let waker = ManuallyDrop::new(Waker::from(unsafe { Arc::from_raw(fiber.as_ptr()) }));
-    f(&waker)
+    /// Tells the fiber that the peer of the connection it serves is gone for good.
+    pub(crate) fn set_peer_gone(&self) {
+        if !self.peer_gone.swap(true, Ordering::AcqRel) {
+            self.poke();
+        }
+    }
+
+    /// Has the loop look at the fiber again, because a reason to interrupt it has come up.
+    pub(crate) fn poke(&self) {
+        // An unstarted fiber sees the reason when it first waits.
+        if let Some(home) = self.home() {
+            home.interrupt(self.clone());
+        }
+    }
+
+    fn home(&self) -> Option<&Remote> {
+        // SAFETY: a counted reference, which lasts as long as the fiber does.
+        NonNull::new(self.home.load(Ordering::Acquire)).map(|home| unsafe { &*home.as_ptr() })
+    }
 }

@@ -4,14 +4,16 @@ use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::ptr::NonNull;
+use std::task::{Context, Poll};
 
-use super::control::Fiber;
-use super::interrupt::Interrupted;
+use super::control::{Fiber, Waiting};
+use super::interrupt::{Interrupted, interrupt_of};
+use super::reference::FiberRef;
 use crate::park;
+use crate::runtime::{About, Loop, Waiter};
 
 /// Why there is no result of a fiber.
 pub enum JoinError {
@@ -80,131 +82,91 @@ pub(super) fn message(payload: &(dyn Any + Send)) -> Option<&str> {
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
-enum State<T> {
-    Running(Option<Waker>),
-    Over(Result<T, JoinError>),
-    Taken,
-}
-
-/// Where a fiber leaves its result.
-pub(super) struct Packet<T> {
-    state: Mutex<State<T>>,
-    /// Set if the fiber panicked and nobody took the panic.
-    unjoined_panic: Option<Arc<AtomicBool>>,
-}
-
-impl<T> Packet<T> {
-    pub(super) fn new() -> Arc<Packet<T>> {
-        Arc::new(Packet { state: Mutex::new(State::Running(None)), unjoined_panic: None })
-    }
-
-    pub(super) fn with_unjoined_panic(flag: Arc<AtomicBool>) -> Arc<Packet<T>> {
-        Arc::new(Packet { state: Mutex::new(State::Running(None)), unjoined_panic: Some(flag) })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settle(&self, result: Result<T, JoinError>) {
-        let mut state = self.lock();
-        if let State::Running(waker) = &mut *state {
-            let waker = waker.take();
-            *state = State::Over(result);
-            drop(state);
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        !matches!(*self.lock(), State::Running(_))
-    }
-
-    fn poll(&self, context: &mut Context<'_>) -> Poll<Result<T, JoinError>> {
-        let mut state = self.lock();
-        match &mut *state {
-            State::Running(waker) => {
-                let known = waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-                let old = if known { None } else { waker.replace(context.waker().clone()) };
-                // It may be the last of its kind, and its destructor anybody's.
-                drop(state);
-                drop(old);
-                Poll::Pending
-            }
-            State::Over(_) => match std::mem::replace(&mut *state, State::Taken) {
-                State::Over(result) => Poll::Ready(result),
-                _ => unreachable!(),
-            },
-            State::Taken => panic!("a JoinHandle was polled after it had given its result"),
-        }
-    }
-}
-
-impl<T> Drop for Packet<T> {
-    fn drop(&mut self) {
-        if let Some(flag) = &self.unjoined_panic {
-            let panicked = matches!(&*self.lock(), State::Over(Err(JoinError::Panicked(_))));
-            flag.fetch_or(panicked, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A packet of whatever type, to be told that nothing will come.
-pub(crate) trait Abandon {
-    /// The fiber will never end.
-    fn abandon(&self);
-    /// The fiber will never start, for want of a stack.
-    fn refuse(&self, error: io::Error);
-}
-
-impl<T> Abandon for Packet<T> {
-    fn abandon(&self) {
-        self.settle(Err(JoinError::Abandoned));
-    }
-
-    fn refuse(&self, error: io::Error) {
-        self.settle(Err(JoinError::NoStack(error)));
-    }
-}
-
-/// The fiber's end of its packet. Dropped without a result it says so.
-pub(super) struct Settler<T>(pub(super) Arc<Packet<T>>);
-
-impl<T> Settler<T> {
-    pub(super) fn settle(self, result: Result<T, JoinError>) {
-        self.0.settle(result);
-    }
-}
-
-impl<T> Drop for Settler<T> {
-    fn drop(&mut self) {
-        self.0.settle(Err(JoinError::Abandoned));
-    }
-}
-
 /// Waits for a fiber, from another fiber, a thread or a future.
 ///
 /// Dropping it detaches the fiber, which goes on. It is a [`Future`] too, for async code.
 #[must_use = "dropping the handle detaches the fiber; `.detach()` says so"]
 pub struct JoinHandle<T> {
-    pub(super) fiber: Arc<Fiber>,
-    pub(super) packet: Arc<Packet<T>>,
+    fiber: FiberRef,
+    /// What the fiber returns is this side's as soon as it is over.
+    result: PhantomData<*mut T>,
 }
 
+// SAFETY: the handle's side of the packet may be on any thread; what it may get there is a `T`, or
+// dropped there.
+unsafe impl<T: Send> Send for JoinHandle<T> {}
+// SAFETY: a shared handle gives no result.
+unsafe impl<T: Send> Sync for JoinHandle<T> {}
+// The result is not inside.
+impl<T> Unpin for JoinHandle<T> {}
+
 impl<T> JoinHandle<T> {
+    /// # Safety
+    ///
+    /// `fiber` returns a `T`, and this is its only handle.
+    pub(super) unsafe fn new(fiber: FiberRef) -> JoinHandle<T> {
+        JoinHandle { fiber, result: PhantomData }
+    }
+
+    /// The result, if the fiber is over.
+    #[inline]
+    fn take(&mut self) -> Option<Result<T, JoinError>> {
+        // SAFETY: this is the handle, see `new`.
+        unsafe { self.fiber.packet.take() }
+    }
+
     /// Waits for the fiber to end and returns its result.
     ///
     /// # Errors
     ///
     /// [`JoinError`]: its panic, or why there is no result. If the *waiting* fiber is cancelled or
     /// its deadline passes, the other one is left to run.
-    pub fn join(self) -> Result<T, JoinError> {
-        match park::block_on_interruptible(self) {
+    pub fn join(mut self) -> Result<T, JoinError> {
+        if let Some(result) = self.take() {
+            return result;
+        }
+        let here = Loop::with_running(|running| {
+            let (lp, fiber) = running?;
+            let near = lp.is_home_of(&self.fiber) && !std::thread::panicking();
+            near.then(|| self.join_here(lp, fiber))
+        });
+        match here.unwrap_or_else(|| park::block_on_interruptible(self)) {
             Ok(result) => result,
             Err(Interrupted::DeadlineElapsed) => Err(JoinError::DeadlineElapsed),
             Err(Interrupted::Canceled | Interrupted::PeerGone) => Err(JoinError::Canceled),
+        }
+    }
+
+    /// Waits on `fiber`, which runs, for one of the same loop. What such a wait meets is on this
+    /// thread, but for the packet's state: neither a park word nor a waker is needed.
+    fn join_here(
+        &mut self,
+        lp: &Loop,
+        fiber: NonNull<Fiber>,
+    ) -> Result<Result<T, JoinError>, Interrupted> {
+        // SAFETY: the fiber that runs is alive, and its loop holds it until this has returned.
+        let (control, local) = unsafe { (fiber.as_ref(), fiber.as_ref().local()) };
+        loop {
+            if let Some(result) = self.take() {
+                return Ok(result);
+            }
+            if let Some(interrupt) = interrupt_of(lp, control) {
+                return Err(interrupt);
+            }
+            // SAFETY: on the fiber itself; copies a plain field.
+            let deadline = unsafe { (*local).deadline };
+            let timer = deadline.map(|at| lp.arm(Waiter::Limit(fiber), at));
+            // SAFETY: this is the handle; the other fiber is of this loop by the caller, and what is
+            // left there is taken back as soon as this one runs again.
+            if unsafe { self.fiber.packet.tell_fiber(fiber) } {
+                // SAFETY: on the fiber itself; a plain field.
+                unsafe { (*local).waiting = Waiting::Join };
+                lp.suspend(fiber, || About::Future(std::any::type_name::<JoinHandle<T>>()));
+                self.fiber.packet.forget_fiber();
+            }
+            if let Some(timer) = timer {
+                lp.disarm(timer);
+            }
         }
     }
 
@@ -220,7 +182,7 @@ impl<T> JoinHandle<T> {
 
     /// Whether the fiber is over.
     pub fn is_finished(&self) -> bool {
-        self.packet.is_over()
+        self.fiber.packet.is_over()
     }
 
     /// The fiber's number, unique in the process.
@@ -238,7 +200,16 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.packet.poll(context)
+        // SAFETY: this is the handle, see `new`.
+        unsafe { self.fiber.packet.poll(context) }
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: this is the handle, see `new`, and it goes.
+        unsafe { self.fiber.packet.detach::<T>() };
     }
 }
 

@@ -4,6 +4,8 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::contain;
+use super::control::Fiber;
 use crate::runtime::Loop;
 
 /// The values of one fiber: few, so a list. Found by the address of the [`FiberLocal`].
@@ -12,6 +14,12 @@ pub(crate) struct Locals(Vec<(usize, Rc<dyn Any>)>);
 impl Locals {
     pub(crate) const fn new() -> Locals {
         Locals(Vec::new())
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn get(&self, address: usize) -> Option<Rc<dyn Any>> {
@@ -83,9 +91,16 @@ fn with_locals<R>(f: impl FnOnce(&mut Locals) -> R) -> R {
     })
 }
 
-/// Drops the values of the running fiber, the last made first. A destructor may make new ones.
-pub(super) fn drop_all() {
-    while let Some(value) = with_locals(|locals| locals.0.pop()) {
-        drop(value);
+/// Drops the values of `fiber`, the last made first. A destructor may make new ones, and one that
+/// panics does no more than that.
+///
+/// # Safety
+///
+/// `fiber` is the one that runs, on its loop.
+#[inline]
+pub(super) unsafe fn drop_all_of(fiber: &Fiber) {
+    // SAFETY: on the fiber itself, by the caller; nothing is borrowed while a destructor runs.
+    while let Some(value) = unsafe { (*fiber.local()).locals.0.pop() } {
+        contain(|| drop(value));
     }
 }

@@ -4,9 +4,13 @@ mod control;
 mod interrupt;
 mod join;
 mod local;
+#[cfg(all(test, loom))]
+mod models;
+mod packet;
+mod reference;
 mod scope;
 
-pub(crate) use control::{Fiber, Resume, Waiting, with_waker};
+pub(crate) use control::{Fiber, Resume, Waiting};
 pub(crate) use interrupt::interrupt_of;
 pub use interrupt::{
     Canceled, Interrupted, check_interrupted, deadline, interrupted_async, shield, timeout,
@@ -14,16 +18,18 @@ pub use interrupt::{
 pub use join::{JoinError, JoinHandle};
 pub use local::FiberLocal;
 pub(crate) use local::Locals;
+pub(crate) use reference::{FiberRef, Spare, with_waker};
 pub use scope::{Scope, ScopedJoinHandle, scope};
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::runtime::{Loop, Unstarted, end_child};
+use crate::runtime::{Frame, Loop, Unstarted};
 use crate::stack::{FiberLabel, StackSize};
-use join::{Abandon, Packet, Settler};
+use control::Limits;
 
 /// How a fiber is made: its name and its stack.
 ///
@@ -59,7 +65,7 @@ impl Builder {
     }
 
     /// How much stack the fiber may use, in bytes. With its guard of 64 KiB it is rounded up to a
-    /// power of two of address space, of at most 1 GiB; memory is used only as it is touched.
+    /// power of two of address space and a page, of at most 1 GiB; memory is used only as it is touched.
     /// Default 192 KiB.
     pub fn stack_size(mut self, bytes: usize) -> Builder {
         self.stack_size = Some(StackSize::for_usable(bytes).unwrap_or(StackSize::LARGEST));
@@ -147,38 +153,7 @@ pub(crate) fn prepare<T: 'static>(
     f: impl FnOnce() -> T + 'static,
 ) -> (Unstarted, JoinHandle<T>) {
     // SAFETY: nothing that is captured or returned borrows.
-    unsafe { prepare_borrowing(builder, movable, f, Packet::new(), ()) }
-}
-
-/// What a fiber runs. The fields are dropped in this order, run or not: `ended` goes when nothing
-/// of the rest is left, neither the closure nor, on this side, the result.
-struct Entry<F, T, G> {
-    f: F,
-    settler: Settler<T>,
-    ended: G,
-}
-
-impl<F: FnOnce() -> T, T, G> Entry<F, T, G> {
-    fn run(self) {
-        let Entry { f, settler, ended } = self;
-        let result = catch_unwind(AssertUnwindSafe(|| begin(f)));
-        let panicked = result.is_err();
-        let at_home = Loop::with_current(|current| {
-            if let (Some(lp), true) = (current, panicked) {
-                lp.counters().panicked.add(1);
-            }
-            current.is_some()
-        });
-        if !at_home {
-            end_child(panicked);
-        }
-        // Fiber-locals go while there is still a fiber; one that panics does no more than that.
-        while !contain(local::drop_all) {}
-        // If nobody takes the result it is dropped here, by a destructor that is anybody's.
-        contain(|| settler.settle(result.map_err(JoinError::Panicked)));
-        contain(|| drop(ended));
-        while !contain(local::drop_all) {}
-    }
+    unsafe { prepare_borrowing(builder, movable, f, None, ()) }
 }
 
 /// The frame under a fiber's own code, by whose name backtraces know where that ends.
@@ -211,50 +186,67 @@ unsafe fn prepare_borrowing<'a, T: 'a, G: 'a>(
     builder: Builder,
     movable: bool,
     f: impl FnOnce() -> T + 'a,
-    packet: Arc<Packet<T>>,
+    unjoined_panic: Option<Arc<AtomicBool>>,
     ended: G,
 ) -> (Unstarted, JoinHandle<T>) {
-    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-    let entry = Entry { f, settler: Settler(Arc::clone(&packet)), ended };
-    let entry: Box<dyn FnOnce() + 'a> = Box::new(move || entry.run());
-    // SAFETY: only the lifetime changes. The entry is run or dropped before `ended` is, and by the
-    // caller what it borrows lasts until then.
-    let entry = unsafe {
-        std::mem::transmute::<Box<dyn FnOnce() + 'a>, Box<dyn FnOnce() + 'static>>(entry)
+    let limits = Limits {
+        stack_size: builder.stack_size.unwrap_or(StackSize::DEFAULT),
+        deadline: builder.deadline,
+        borrows: builder.borrows,
     };
-    let weak: Weak<dyn Abandon + 'a> = Arc::<Packet<T>>::downgrade(&packet);
-    // SAFETY: only the lifetime changes. A packet is told that its fiber is abandoned only while the
-    // fiber is not over, when what it borrows lasts still; and a weak reference drops no result.
-    let weak = unsafe { std::mem::transmute::<Weak<dyn Abandon + 'a>, Weak<dyn Abandon>>(weak) };
-    let fiber = Fiber::new(
-        FiberLabel { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), name: builder.name },
-        builder.stack_size.unwrap_or(StackSize::DEFAULT),
-        builder.borrows,
-        builder.deadline,
-        Loop::with_current(|current| current.map_or_else(Instant::now, Loop::recent)),
-        entry,
-        weak,
+    let (spare, born) = Loop::with_current(|current| match current {
+        Some(lp) => (lp.take_spare(), lp.recent()),
+        None => (None, Instant::now()),
+    });
+    // From here on the entry's type, and with it what it borrows, is known to the body only. The
+    // entry is run or dropped before `ended` is, and by the caller what it borrows lasts until then.
+    let (body, write_packet) = packet::packet(f, ended, unjoined_panic);
+    let (fiber, handle) = Fiber::create(
+        spare.unwrap_or_else(Spare::new),
+        FiberLabel { id: next_id(), name: builder.name },
+        limits,
+        born,
+        body,
+        write_packet,
     );
-    (Unstarted { fiber: Arc::clone(&fiber), movable }, JoinHandle { fiber, packet })
+    // SAFETY: the fiber is new, and runs `f`.
+    (Unstarted { fiber, movable }, unsafe { JoinHandle::new(handle) })
+}
+
+/// A number that no other fiber of the process has. Threads take them by the hundred, so that they
+/// do not meet at each fiber.
+fn next_id() -> u64 {
+    const BLOCK: u64 = 128;
+    static NEXT_BLOCK: AtomicU64 = AtomicU64::new(0);
+    thread_local!(static TAKEN: Cell<u64> = const { Cell::new(0) });
+    let mut taken = TAKEN.get();
+    if taken.is_multiple_of(BLOCK) {
+        taken = NEXT_BLOCK.fetch_add(1, Ordering::Relaxed) * BLOCK;
+    }
+    // From 1 on: a block ends with its multiple.
+    TAKEN.set(taken + 1);
+    taken + 1
 }
 
 /// The deadline around the code that runs, if it runs on a fiber under one.
-fn current_deadline() -> Option<Instant> {
+pub(crate) fn current_deadline() -> Option<Instant> {
     Loop::with_running(|running| {
         // SAFETY: the fiber that runs is alive and ours; copies a plain field.
         running.and_then(|(_, fiber)| unsafe { (*fiber.as_ref().local()).deadline })
     })
 }
 
-/// Lets other fibers run, and the engine turn. On a plain thread, [`std::thread::yield_now`].
+/// Lets other fibers run, and every few times the engine turn. On a plain thread, [`std::thread::yield_now`].
+// A call between here and the switch would cost two mispredicted returns: see `Loop::suspend`.
+#[inline(always)]
 pub fn yield_now() {
     if std::thread::panicking() {
         return;
     }
-    Loop::with_running(|running| match running {
+    match Loop::running(&Frame::default()) {
         Some((lp, fiber)) => lp.yield_now(fiber),
         None => std::thread::yield_now(),
-    });
+    }
 }
 
 /// Whether the caller runs on a fiber.

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use super::control::Fiber;
 use super::interrupt::Interrupted;
-use super::join::{JoinError, JoinHandle, Packet};
+use super::join::{JoinError, JoinHandle};
+use super::reference::FiberRef;
 use super::{Builder, prepare_borrowing};
 use crate::park;
 use crate::runtime::Loop;
@@ -42,7 +42,7 @@ pub struct Scope<'scope, 'env: 'scope> {
     /// A child panicked and its handle did not take the panic.
     panicked: Arc<AtomicBool>,
     /// Each with the deadline that it was born under.
-    children: Mutex<Vec<(Arc<Fiber>, Option<Instant>)>>,
+    children: Mutex<Vec<(FiberRef, Option<Instant>)>>,
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
 }
@@ -141,21 +141,22 @@ impl<'scope> Scope<'scope, '_> {
         let deadline = super::current_deadline();
         builder.deadline = deadline;
         builder.borrows = true;
-        let packet = Packet::with_unjoined_panic(Arc::clone(&self.panicked));
+        let panicked = Arc::clone(&self.panicked);
         self.shared.running.fetch_add(1, Ordering::AcqRel);
         let child = Child(Arc::clone(&self.shared));
         // SAFETY: nothing outlives `'scope`. `scope` does not return, nor unwind, before every
         // `child` is dropped. The handle is bound to `'scope`, which nothing outlives that was made
         // in the closure that `scope` was given.
-        let (unstarted, handle) = unsafe { prepare_borrowing(builder, movable, f, packet, child) };
-        let fiber = Arc::clone(&unstarted.fiber);
+        let (unstarted, handle) =
+            unsafe { prepare_borrowing(builder, movable, f, Some(panicked), child) };
+        let fiber = unstarted.fiber.clone();
         Loop::with_current(|current| {
             current.expect("fibers are spawned inside a runtime").spawn(unstarted);
         });
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         // Only what still runs has to be cancelled with the scope.
         if children.len() == children.capacity() {
-            children.retain(|(child, _)| Arc::strong_count(child) > 1);
+            children.retain(|(child, _)| !child.is_only());
         }
         children.push((fiber, deadline));
         ScopedJoinHandle { handle, scope: PhantomData }

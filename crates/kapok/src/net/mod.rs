@@ -15,6 +15,7 @@
 //! `SO_RCVTIMEO` and `SO_SNDTIMEO` that were set before a conversion apply.
 
 mod listener;
+mod received;
 mod resolve;
 mod socket;
 mod split;
@@ -23,6 +24,7 @@ mod udp;
 mod unix;
 
 pub use listener::DescriptorLimit;
+pub use received::Received;
 pub use resolve::ToSocketAddrs;
 pub use split::{ReadHalf, WriteHalf};
 pub use tcp::{Incoming, TcpListener, TcpStream};
@@ -222,6 +224,35 @@ macro_rules! stream_methods {
         }
 
         impl $type {
+            /// Receives what has come, in a buffer of the loop's own that is taken when there is
+            /// something to receive: until then a connection that waits holds no memory for it. Up
+            /// to 16 KiB at a time, and nothing is read ahead. Empty at the end of the stream.
+            ///
+            /// On io_uring the kernel takes the buffer as bytes come (5.19 and later), on the
+            /// readiness engines the loop does. Where neither can (simulation, plain threads, all
+            /// 128 of them taken), memory is allocated for the call.
+            ///
+            /// ```
+            /// use std::io::Write;
+            ///
+            /// # fn main() -> std::io::Result<()> {
+            /// # kapok::Runtime::new()?.run(|| {
+            /// let (mut one, other) = kapok::net::UnixStream::pair()?;
+            /// one.write_all(b"ahoy")?;
+            /// let received = other.receive()?;
+            /// assert_eq!(&received[..], b"ahoy");
+            /// # Ok(())
+            /// # })
+            /// # }
+            /// ```
+            ///
+            /// # Errors
+            ///
+            /// As for reading: resets, cancellation, deadlines and the time-out of reads.
+            pub fn receive(&self) -> std::io::Result<$crate::net::Received> {
+                $crate::net::Received::from(&self.0)
+            }
+
             /// A second object for the same stream, with a descriptor of its own (dup(2)).
             ///
             /// # Errors

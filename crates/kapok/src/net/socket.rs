@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kapok_engine::sys::descriptors;
@@ -24,6 +24,8 @@ pub(crate) struct Socket {
     fd: ManuallyDrop<OwnedFd>,
     read_timeout: Limit,
     write_timeout: Limit,
+    /// The last receive has left bytes behind, as far as anybody said: see [`op::recv`].
+    left: AtomicBool,
 }
 
 /// A time-out: nanoseconds, or 0 for none.
@@ -50,6 +52,7 @@ impl Limit {
         Ok(())
     }
 
+    #[inline(always)]
     fn around<R>(&self, f: impl FnOnce() -> R) -> R {
         match self.get() {
             None => f(),
@@ -84,6 +87,7 @@ impl Socket {
             fd: ManuallyDrop::new(fd),
             read_timeout: Limit::default(),
             write_timeout: Limit::default(),
+            left: AtomicBool::new(false),
         }
     }
 
@@ -126,23 +130,36 @@ impl Socket {
 
     /// Receives from a stream. An empty buffer is full at once, whatever has come; anything else
     /// that gives 0 is the end of the stream.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn recv_stream(&self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
         if buf.is_empty() { Ok(0) } else { self.recv(buf, flags) }
     }
 
-    #[inline]
+    /// Runs `f` with the descriptor, under the time-out of reads.
+    #[inline(always)]
+    pub(crate) fn around_read<R>(&self, f: impl FnOnce(RawFd) -> io::Result<R>) -> io::Result<R> {
+        self.read_timeout.around(|| f(self.as_raw_fd()))
+    }
+
+    #[inline(always)]
     pub(crate) fn recv(&self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
+        // Without a closure, which might not be inlined: see `Loop::suspend`.
+        if flags == 0 && self.read_timeout.get().is_none() {
+            return op::recv(self.as_raw_fd(), buf, &self.left).map(|count| count as usize);
+        }
         let op = Op::Recv { fd: self.as_raw_fd(), buf: buf.as_mut_ptr(), len: buf.len(), flags };
         // SAFETY: the buffer is borrowed, exclusively, for the whole call, as is the socket.
         self.read_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(&self, buf: &[u8], flags: i32) -> io::Result<usize> {
-        let op = Op::Send { fd: self.as_raw_fd(), buf: buf.as_ptr(), len: buf.len(), flags };
-        // SAFETY: the buffer is borrowed for the whole call, as is the socket.
-        self.write_timeout.around(|| unsafe { op::run(op) }).map(|count| count as usize)
+        match self.write_timeout.get() {
+            // Without a closure, as above.
+            None => op::send(self.as_raw_fd(), buf, flags),
+            Some(limit) => fiber::timeout(limit, || op::send(self.as_raw_fd(), buf, flags)),
+        }
+        .map(|count| count as usize)
     }
 
     pub(crate) fn recv_vectored(&self, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {

@@ -14,7 +14,7 @@ fn address_of(address: &SockAddr) -> io::Result<SocketAddr> {
     match address.as_unix() {
         Some(address) => Ok(address),
         // Most clients: no name, which std's type writes as the empty path.
-        None if address.is_unnamed() => SocketAddr::from_pathname(""),
+        None if address.is_unnamed() || address.len() == 0 => SocketAddr::from_pathname(""),
         None => Err(io::Error::new(io::ErrorKind::InvalidData, "not a Unix address")),
     }
 }

@@ -145,6 +145,11 @@ impl Symbols {
         Backtrace { frames }
     }
 
+    /// The name of the function that an address is in, into which others may have been inlined.
+    pub(super) fn outermost_name(&mut self, address: usize) -> Option<String> {
+        self.name(address).last().and_then(|frame| frame.function.clone())
+    }
+
     fn name(&mut self, address: usize) -> &[Frame] {
         self.named.entry(address).or_insert_with(|| {
             let mut frames = Vec::new();

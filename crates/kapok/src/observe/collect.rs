@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::backtrace::{Symbols, Top};
 use super::dump::{Dump, FiberReport, FiberState, LoopReport, RunningReport, WaitsFor};
-use super::{sample, thread};
+use super::{library, sample, thread};
 use crate::runtime::{Answer, Published, Reported, Request, State, with_loops};
 
 /// How long a loop may show no sign of life before it counts as blocked.
@@ -108,6 +108,7 @@ impl Running {
             Some(sampled) => RunningReport {
                 fiber: sampled.fiber,
                 name: sampled.name.clone(),
+                function: library::called(&sampled.frames, symbols),
                 system_call,
                 backtrace: symbols.backtrace(&sampled.frames, Top::Runs),
             },

@@ -50,6 +50,9 @@ pub struct RunningReport {
     pub fiber: Option<u64>,
     /// The fiber's name, of at most 128 bytes.
     pub name: Option<String>,
+    /// The function of the C library that was called last from outside of it, if the thread is in one:
+    /// `fgets`, `popen`, `recv`.
+    pub function: Option<String>,
     /// The system call that the thread is in.
     pub system_call: Option<String>,
     /// Where it is. Empty if the thread did not take the signal.
@@ -275,10 +278,16 @@ impl RunningReport {
             Some(id) => format!("it runs fiber {}", title(id, self.name.as_deref())),
             None => "what it runs is not known".to_owned(),
         };
-        match &self.system_call {
-            Some(call) => format!("{fiber}, in {call}"),
-            None => fiber,
-        }
+        fiber + &in_call(self.function.as_deref(), self.system_call.as_deref())
+    }
+}
+
+/// How reports say what a thread blocks in: a function of the C library, and the system call behind it.
+pub(super) fn in_call(function: Option<&str>, system_call: Option<&str>) -> String {
+    match (function, system_call) {
+        (Some(function), Some(call)) => format!(", in {function}, by {call}"),
+        (Some(one), None) | (None, Some(one)) => format!(", in {one}"),
+        (None, None) => String::new(),
     }
 }
 

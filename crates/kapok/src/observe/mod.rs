@@ -42,6 +42,7 @@
 mod backtrace;
 mod collect;
 mod dump;
+mod library;
 mod monitor;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod sample;

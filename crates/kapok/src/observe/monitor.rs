@@ -182,12 +182,13 @@ fn serve(shared: &Shared) {
         // There is nothing to be done about an error.
         let _ = sys::wait_ready(shared.notifier.as_raw_fd(), Readiness::READABLE, None);
         shared.notifier.drain();
-        // Askers first: what was found before they asked is told before they are answered.
+        // Who asks first: what was found before they asked is told before they are answered.
         let askers = take(&shared.askers);
+        let signalled = shared.signalled.swap(false, Ordering::AcqRel);
         for finding in take(&shared.findings) {
             finding.tell(&mut symbols);
         }
-        if shared.signalled.swap(false, Ordering::AcqRel) {
+        if signalled {
             let text = collect(&mut symbols).to_string();
             use std::io::Write;
             // Who cannot read it has asked for nothing.

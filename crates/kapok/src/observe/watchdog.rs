@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::backtrace::{Backtrace, Symbols};
 use super::collect::Running;
-use super::dump::{RunningReport, title};
+use super::dump::{RunningReport, in_call, title};
 use super::{monitor, thread};
 use crate::fiber;
 use crate::runtime::{Counters, Published, with_loops};
@@ -75,6 +75,9 @@ pub struct Stall {
     pub fiber: Option<u64>,
     /// The fiber's name, of at most 128 bytes.
     pub name: Option<String>,
+    /// The function of the C library that the fiber's code had called then, if it was in one: `fgets`,
+    /// `popen`, `recv`.
+    pub function: Option<String>,
     /// The system call that the thread was in when it was looked at.
     pub system_call: Option<String>,
     /// Where the fiber was then.
@@ -101,10 +104,7 @@ impl fmt::Display for Stall {
         match self.phase {
             StallPhase::GoesOn => {
                 write!(f, " blocks loop {id}, thread {thread:?}, for {duration:.0?} already")?;
-                if let Some(call) = &self.system_call {
-                    write!(f, ", in {call}")?;
-                }
-                writeln!(f)?;
+                writeln!(f, "{}", in_call(self.function.as_deref(), self.system_call.as_deref()))?;
                 self.backtrace.fmt(f)
             }
             StallPhase::Over => {
@@ -138,7 +138,8 @@ pub(super) struct Finding {
 impl Finding {
     /// Names the frames and tells whom it concerns.
     pub(super) fn tell(self, symbols: &mut Symbols) {
-        let RunningReport { fiber, name, system_call, backtrace } = self.running.report(symbols);
+        let RunningReport { fiber, name, function, system_call, backtrace } =
+            self.running.report(symbols);
         let stall = Stall {
             phase: self.phase,
             duration: self.duration,
@@ -146,6 +147,7 @@ impl Finding {
             loop_id: self.published.id,
             fiber,
             name,
+            function,
             system_call,
             backtrace,
         };

@@ -1,16 +1,16 @@
 //! The end of a loop: its fibers are cancelled and run out; what does not end is leaked.
 
 use std::io;
-use std::sync::Arc;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kapok_engine::Wait;
 
-use super::event_loop::{Loop, Unstarted};
+use super::event_loop::Loop;
 use super::incidents;
-use crate::fiber::{Fiber, Waiting, contain};
-use crate::stack;
+use crate::fiber::{FiberRef, JoinError, Waiting};
+use crate::{interpose, stack};
 
 impl Loop {
     /// Cancels every fiber and runs them out. Those that have not ended after `limit` never will:
@@ -22,12 +22,14 @@ impl Loop {
         let deadline = self.now().checked_add(limit);
         let wait = deadline.map_or(Wait::Forever, Wait::Until);
         // Those that come later are cancelled as they are spawned.
-        let all: Vec<Arc<Fiber>> = self.fibers.borrow().slots.iter().flatten().cloned().collect();
+        let all: Vec<FiberRef> = self.fibers.borrow().slots.iter().flatten().cloned().collect();
         for fiber in all {
             fiber.request_cancel();
         }
         loop {
-            self.unstarted.take().into_iter().for_each(Unstarted::discard);
+            for one in self.unstarted.take() {
+                one.discard(JoinError::Abandoned);
+            }
             // What was discarded may have spawned anew; what is landing may be a connection.
             if self.live_fibers() == 0 && self.orphans.get() == 0 {
                 return Ok(());
@@ -37,7 +39,9 @@ impl Loop {
                 break;
             }
             self.turn(wait)?;
-            self.run_fibers();
+            // What is spawned now is discarded before the next round.
+            let mut left = usize::MAX;
+            self.run_round(&mut left);
         }
         self.abandon();
         Ok(())
@@ -56,22 +60,17 @@ impl Loop {
         }
         for one in self.unstarted.take() {
             // Each that was discarded spawned another, all the time.
-            // SAFETY: unstarted, and held by us alone.
-            let packet = unsafe { (*one.fiber.local()).packet.upgrade() };
             self.counters().discarded.add(1);
-            std::mem::forget(one);
-            if let Some(packet) = packet {
-                contain(|| packet.abandon());
-            }
+            let one = ManuallyDrop::new(one);
+            // SAFETY: unstarted, and held by us alone; its entry is leaked with it.
+            unsafe { one.fiber.abandon() };
         }
         self.ready.borrow_mut().clear();
     }
 }
 
 /// Leaks a fiber of this thread's loop that is suspended for good, and has been taken off its table.
-pub(super) fn leave_behind(fiber: Arc<Fiber>) {
-    // SAFETY: our own fiber; a copy of a weak reference.
-    let packet = unsafe { (*fiber.local()).packet.upgrade() };
+pub(super) fn leave_behind(fiber: FiberRef) {
     // SAFETY: our own fiber, suspended for good. Neither its stack nor what lies on it is ever freed:
     // the kernel, or another thread, may hold borrows of it.
     unsafe {
@@ -80,10 +79,10 @@ pub(super) fn leave_behind(fiber: Arc<Fiber>) {
         std::mem::forget((*local).coroutine.take());
         stack::note_leaked();
     }
+    interpose::note_abandoned(fiber.label.id);
     // Wakers may come back to it for ever; it must not be freed under the inbox.
-    std::mem::forget(fiber);
+    let fiber = ManuallyDrop::new(fiber);
     incidents::ABANDONED.fetch_add(1, Ordering::Relaxed);
-    if let Some(packet) = packet {
-        contain(|| packet.abandon());
-    }
+    // SAFETY: our own fiber; its entry is on the stack that is leaked.
+    unsafe { fiber.abandon() };
 }

@@ -7,23 +7,27 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use kapok_engine::sim::Sim;
-use kapok_engine::{AnyEngine, Completions, Engine, EngineStats, Kind, Wait};
+use kapok_engine::{AnyEngine, Buffers, Completions, Engine, EngineStats, Kind, Wait};
 
 use super::fibers::Fibers;
 use super::fork;
 use super::group::Group;
+use super::prefetch;
 use super::published::{Counters, Listed, Published};
 use super::remote::Remote;
 use super::report::{Answering, Captured};
 use super::slots::Slots;
-use crate::fiber::{Fiber, contain};
+use crate::fiber::{Fiber, FiberRef, JoinError};
 use crate::observe::{Watch, look_again};
 use crate::stack::StackPool;
 
@@ -34,6 +38,9 @@ thread_local! {
 /// How many fibers run between two turns of the engine.
 const SWITCHES_PER_TURN: usize = 256;
 
+/// How many rounds they make at most: each lets every fiber that is ready run once.
+const ROUNDS_PER_TURN: usize = 4;
+
 /// How many operations a fiber may finish without waiting before it has to let others run.
 pub(super) const OPERATIONS_PER_RESUME: u32 = 128;
 
@@ -42,25 +49,42 @@ const TURNS_PER_CLOCK: u64 = 16;
 
 /// A fiber that no loop has taken up yet.
 pub(crate) struct Unstarted {
-    pub(crate) fiber: Arc<Fiber>,
+    pub(crate) fiber: FiberRef,
     /// Whether another loop may start it.
     pub(crate) movable: bool,
 }
 
 impl Unstarted {
-    /// Drops what the fiber would have run, on the calling thread: who joins it learns that it was
-    /// abandoned.
-    pub(crate) fn discard(self) {
+    /// Drops what the fiber would have run, on the calling thread: who joins it learns why.
+    pub(crate) fn discard(self, why: JoinError) {
         Loop::with_current(|current| {
             if let Some(lp) = current {
                 lp.counters().discarded.add(1);
             }
         });
         // SAFETY: unstarted, and held by the caller alone.
-        let entry = unsafe { (*self.fiber.local()).entry.take() };
-        contain(|| drop(entry));
+        unsafe { self.fiber.discard(why) };
+    }
+
+    /// The fiber, which is about to start.
+    pub(crate) fn take_up(self) -> FiberRef {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: taken once, as `this` is never dropped.
+        unsafe { std::ptr::read(&raw const this.fiber) }
     }
 }
+
+/// Whoever waits for a fiber that nobody will start is told so.
+impl Drop for Unstarted {
+    fn drop(&mut self) {
+        // SAFETY: unstarted, and held by us alone. Nothing is left to do if it was discarded.
+        unsafe { self.fiber.discard(JoinError::Abandoned) };
+    }
+}
+
+/// A local of who asks for its loop, which bounds how long it has it.
+#[derive(Default)]
+pub(crate) struct Frame(PhantomData<Cell<()>>);
 
 pub(crate) struct Loop {
     /// Tells this loop from every other of the process, earlier ones included.
@@ -76,6 +100,8 @@ pub(crate) struct Loop {
     /// What is left of `OPERATIONS_PER_RESUME` for the fiber that runs.
     pub(super) operations_left: Cell<u32>,
     pub(super) completions: RefCell<Completions>,
+    /// How many of the fibers that are ready have waited for what the last turn landed, about.
+    cold: Cell<usize>,
     /// Stacks that have come back, and how many those were when somebody last looked. None if
     /// nobody will.
     pub(super) stacks_back: Cell<u64>,
@@ -146,6 +172,7 @@ impl Loop {
             running: Cell::new(None),
             operations_left: Cell::new(0),
             completions: RefCell::new(Completions::new()),
+            cold: Cell::new(0),
             stacks_back: Cell::new(0),
             stacks_seen: Cell::new(None),
             stacks_kept,
@@ -159,16 +186,27 @@ impl Loop {
     }
 
     /// Runs `f` with the calling thread's loop, if it is in one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Loop>) -> R) -> R {
         // SAFETY: the pointer is set by `run` from a reference that outlives it, on this thread.
         f(unsafe { CURRENT.get().as_ref() })
     }
 
     /// Runs `f` with the calling thread's loop and the fiber that runs, if one does.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with_running<R>(f: impl FnOnce(Option<(&Loop, NonNull<Fiber>)>) -> R) -> R {
-        Loop::with_current(|current| f(current.and_then(|lp| Some((lp, lp.running.get()?)))))
+        f(Loop::running(&Frame::default()))
+    }
+
+    /// The calling thread's loop and the fiber that runs, if one does, for as long as the frame of the
+    /// caller. On the way to a switch it is this and not [`with_running`](Loop::with_running): whether
+    /// a closure is inlined is the compiler's to decide, and a call there costs: see `suspend`.
+    #[inline(always)]
+    pub(crate) fn running(_frame: &Frame) -> Option<(&Loop, NonNull<Fiber>)> {
+        // SAFETY: the pointer is set by `run` from a reference that outlives it, on this thread, and
+        // the frame is one of those that `run` has called, or of a fiber that ends within it.
+        let lp = unsafe { CURRENT.get().as_ref() }?;
+        lp.running.get().map(|fiber| (lp, fiber))
     }
 
     /// Makes this the thread's loop until what is returned is dropped.
@@ -213,6 +251,12 @@ impl Loop {
         listed
     }
 
+    /// Whether the calling code was called by the engine.
+    #[inline]
+    pub(crate) fn engine_is_at_work(&self) -> bool {
+        self.engine.try_borrow_mut().is_err()
+    }
+
     /// The engine's clock as of a recent turn.
     #[inline]
     pub(crate) fn recent(&self) -> Instant {
@@ -242,6 +286,11 @@ impl Loop {
         }
     }
 
+    /// The buffers in which the engine lands receives that bring none.
+    pub(crate) fn buffers(&self) -> Option<Rc<Buffers>> {
+        self.engine.borrow().buffers().cloned()
+    }
+
     pub(crate) fn now(&self) -> Instant {
         self.engine.borrow().now()
     }
@@ -252,12 +301,9 @@ impl Loop {
     }
 
     /// A reference of its own to the fiber that runs.
-    pub(crate) fn share(&self, fiber: NonNull<Fiber>) -> Arc<Fiber> {
-        // SAFETY: the pointer came from an `Arc` that the table holds while the fiber runs.
-        unsafe {
-            Arc::increment_strong_count(fiber.as_ptr());
-            Arc::from_raw(fiber.as_ptr())
-        }
+    pub(crate) fn share(&self, fiber: NonNull<Fiber>) -> FiberRef {
+        // SAFETY: the pointer came from a reference that the table holds while the fiber runs.
+        unsafe { FiberRef::share(fiber) }
     }
 
     /// See [`AnyEngine::sweep`]; how many edges were lost.
@@ -287,15 +333,31 @@ impl Loop {
         }
     }
 
+    /// Runs fibers, round after round of those that are ready, until none can run or it is the engine's
+    /// turn: it has something to do, or they have had their share.
     pub(super) fn run_fibers(&self) {
-        self.run_ready();
-        self.start_some();
+        let mut left = SWITCHES_PER_TURN;
+        for _ in 0..ROUNDS_PER_TURN {
+            let before = left;
+            self.run_round(&mut left);
+            if left == 0 || left == before || self.engine.borrow().wants_turn() {
+                return;
+            }
+            self.attend();
+        }
+    }
+
+    /// Runs those that are ready now, and starts those that are to be started now.
+    pub(super) fn run_round(&self, left: &mut usize) {
+        self.run_ready(left);
+        self.start_some(left);
     }
 
     /// Turns the engine, and waits as `wait` says if no fiber can run. An error is the end: the engine
     /// is broken, and no other could take its place.
     pub(super) fn turn(&self, wait: Wait) -> io::Result<()> {
         self.refuse_if_left_behind();
+        crate::interpose::before_turn();
         self.attend();
         let (ready, unstarted) = (self.ready.borrow().len(), self.unstarted.borrow().len());
         let counters = self.counters();
@@ -332,6 +394,7 @@ impl Loop {
             }
             turned
         };
+        crate::interpose::after_turn();
         if announced {
             self.group.become_busy(self.index);
         }
@@ -339,6 +402,7 @@ impl Loop {
         if idle || turns.is_multiple_of(TURNS_PER_CLOCK) {
             self.clock.set(self.now());
         }
+        self.cold.set(completions.len());
         for completion in completions.drain(..) {
             self.land(completion);
         }
@@ -348,19 +412,30 @@ impl Loop {
         turned
     }
 
-    fn run_ready(&self) {
-        // Only those that are ready now: who becomes ready meanwhile waits for the next turn.
-        let count = self.ready.borrow().len().min(SWITCHES_PER_TURN);
+    fn run_ready(&self, left: &mut usize) {
+        // Only those that are ready now: who becomes ready meanwhile comes after the unstarted.
+        let count = self.ready.borrow().len().min(*left);
         for _ in 0..count {
-            let Some(fiber) = self.ready.borrow_mut().pop_front() else { break };
+            let fiber = {
+                let mut ready = self.ready.borrow_mut();
+                let Some(fiber) = ready.pop_front() else { break };
+                // Those that have just yielded are warm.
+                if let Some(left) = self.cold.get().checked_sub(1) {
+                    self.cold.set(left);
+                    prefetch::soon(&ready);
+                }
+                fiber
+            };
+            *left -= 1;
             self.resume(fiber);
         }
     }
 
-    fn start_some(&self) {
-        let count = self.unstarted.borrow().len().min(SWITCHES_PER_TURN);
+    fn start_some(&self, left: &mut usize) {
+        let count = self.unstarted.borrow().len().min(*left);
         for _ in 0..count {
             let Some(unstarted) = self.unstarted.borrow_mut().pop_front() else { break };
+            *left -= 1;
             self.start(unstarted);
         }
         if self.group.someone_is_idle() {

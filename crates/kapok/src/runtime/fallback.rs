@@ -46,8 +46,10 @@ impl Loop {
         for held in &salvage.held {
             self.abort_if_awaited(held);
         }
+        let buffers = salvage.buffers;
         for completion in salvage.landed {
-            self.land(completion);
+            let buffer = completion.buffer().and_then(|id| Some((buffers.clone()?, id)));
+            self.land_in(completion, buffer);
         }
         for (key, op) in salvage.unseen {
             self.submit_again(key, op);
@@ -87,8 +89,13 @@ impl Loop {
         // SAFETY: who submitted it first keeps the memory until the key lands, which it has not; and
         // the ring, which has not seen it, refers to nothing of it any more.
         let submitted = unsafe { self.engine.borrow_mut().submit(key, op) };
-        if let Submitted::Done(res) = submitted {
-            self.land(Completion { key, res, flags: 0 });
+        match submitted {
+            Submitted::Pending => {}
+            Submitted::Done(res) => self.land(Completion { key, res, flags: 0 }),
+            Submitted::DoneIn(res, buffer) => {
+                let flags = Completion::BUFFER | u32::from(buffer) << 16;
+                self.land(Completion { key, res, flags });
+            }
         }
     }
 

@@ -1,7 +1,6 @@
 //! A loop's fibers: their table, and starting, suspending, interrupting and ending them.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use corosensei::{Coroutine, CoroutineResult};
@@ -12,18 +11,23 @@ use super::incidents;
 use super::remote::Remote;
 use super::report::About;
 use super::slots::Waiter;
-use crate::fiber::{Fiber, Locals, Resume, Waiting, contain};
+use crate::fiber::{Fiber, FiberRef, JoinError, Locals, Resume, Spare, Waiting, contain};
 use crate::stack;
 
 #[derive(Default)]
 pub(super) struct Fibers {
-    pub(super) slots: Vec<Option<Arc<Fiber>>>,
+    pub(super) slots: Vec<Option<FiberRef>>,
     free: Vec<u32>,
     pub(super) live: usize,
+    /// Control blocks of fibers that were of this loop, last in, first out.
+    spare: Vec<Spare>,
 }
 
+/// How many control blocks a loop keeps: as many as stacks.
+const SPARE_LIMIT: usize = stack::DEFAULT_WARM_STACKS;
+
 impl Fibers {
-    pub(super) fn insert(&mut self, fiber: Arc<Fiber>) -> u32 {
+    pub(super) fn insert(&mut self, fiber: FiberRef) -> u32 {
         self.live += 1;
         match self.free.pop() {
             Some(index) => {
@@ -37,7 +41,7 @@ impl Fibers {
         }
     }
 
-    pub(super) fn remove(&mut self, index: u32) -> Option<Arc<Fiber>> {
+    pub(super) fn remove(&mut self, index: u32) -> Option<FiberRef> {
         let fiber = self.slots[index as usize].take();
         if fiber.is_some() {
             self.live -= 1;
@@ -51,13 +55,41 @@ impl Loop {
     /// Takes up a new fiber.
     pub(crate) fn spawn(&self, unstarted: Unstarted) {
         self.counters().spawned.add(1);
+        // One that is ours from the start can be joined from here without waking across threads.
+        let stays = !unstarted.movable || self.group.is_alone();
+        unstarted.fiber.bind(stays.then_some(&self.remote));
         if self.closing.get() {
+            // Not before: a control block that is used again still names its last home, which would
+            // then interrupt a fiber that another loop may start.
             unstarted.fiber.request_cancel();
         }
         if unstarted.movable && self.group.someone_is_idle() {
             self.group.offer([unstarted]);
         } else {
             self.unstarted.borrow_mut().push_back(unstarted);
+        }
+    }
+
+    /// Whether a fiber that has started here, and not ended, has a number that is wanted.
+    pub(crate) fn has_fiber(&self, wanted: impl Fn(u64) -> bool) -> bool {
+        let Ok(fibers) = self.fibers.try_borrow() else { return false };
+        fibers.slots.iter().flatten().any(|fiber| wanted(fiber.label.id))
+    }
+
+    /// Room for the control block of a fiber that is spawned here.
+    #[inline]
+    pub(crate) fn take_spare(&self) -> Option<Spare> {
+        self.fibers.borrow_mut().spare.pop()
+    }
+
+    /// Keeps what a control block has left, if that was of this loop.
+    pub(crate) fn keep_spare(&self, spare: Spare) {
+        // The last reference may go while somebody looks at the table: then it is freed.
+        if let (true, Ok(mut fibers)) =
+            (spare.is_at_home(&self.remote), self.fibers.try_borrow_mut())
+            && fibers.spare.len() < SPARE_LIMIT
+        {
+            fibers.spare.push(spare);
         }
     }
 
@@ -73,6 +105,7 @@ impl Loop {
     }
 
     /// Queues the running fiber behind the others and suspends it.
+    #[inline(always)]
     pub(crate) fn yield_now(&self, fiber: NonNull<Fiber>) {
         self.ready.borrow_mut().push_back(fiber);
         self.suspend(fiber, || About::Yield);
@@ -83,13 +116,22 @@ impl Loop {
     ///
     /// A fiber may be resumed for a report in between, any number of times. That is over inside this
     /// function: its caller sees nothing of it, and what the fiber has lent stays lent.
-    #[inline]
+    ///
+    /// A switch leaves the processor's return predictor with the addresses of the other side, so a
+    /// return right after it is mispredicted. Hence this is inlined wherever it is called, and so is
+    /// [`resume`](Loop::resume).
+    #[inline(always)]
     pub(crate) fn suspend(&self, fiber: NonNull<Fiber>, about: impl Fn() -> About) {
         if self.running.get() != Some(fiber) {
             fork::refuse();
         }
+        let here = 0_u8;
         // SAFETY: the running fiber is ours and has a yielder, which lives on its stack.
-        let yielder = unsafe { (*fiber.as_ref().local()).yielder.unwrap_unchecked() };
+        let yielder = unsafe {
+            let local = fiber.as_ref().local();
+            (*local).suspended_at = &raw const here;
+            (*local).yielder.unwrap_unchecked()
+        };
         // SAFETY: as above; it is there as long as this stack is.
         while unsafe { yielder.as_ref() }.suspend(()) == Resume::Report {
             self.capture(yielder, about());
@@ -111,7 +153,24 @@ impl Loop {
                     self.ready.borrow_mut().push_back(pointer);
                 }
             }
+            Waiting::Join => self.end_join(pointer),
             Waiting::Nothing => {}
+        }
+    }
+
+    /// Whether `fiber` runs, or will run, on this loop.
+    #[inline]
+    pub(crate) fn is_home_of(&self, fiber: &Fiber) -> bool {
+        fiber.is_at_home(&self.remote)
+    }
+
+    /// Makes a fiber of this loop ready that waits for another one to end, if it does still.
+    pub(crate) fn end_join(&self, fiber: NonNull<Fiber>) {
+        // SAFETY: our own fiber, which is alive while it waits; a plain field.
+        let waiting = unsafe { &mut (*fiber.as_ref().local()).waiting };
+        if *waiting == Waiting::Join {
+            *waiting = Waiting::Nothing;
+            self.ready.borrow_mut().push_back(fiber);
         }
     }
 
@@ -127,40 +186,35 @@ impl Loop {
             Err(error) => {
                 tracing::error!(fiber = unstarted.fiber.title(), %error, "no stack for a fiber");
                 incidents::WITHOUT_STACK.fetch_add(1, Ordering::Relaxed);
-                // SAFETY: unstarted, and held by us alone; a copy of a weak reference.
-                let packet = unsafe { (*unstarted.fiber.local()).packet.upgrade() };
-                if let Some(packet) = packet {
-                    contain(|| packet.refuse(error));
-                }
-                unstarted.discard();
+                unstarted.discard(JoinError::NoStack(error));
                 return;
             }
         };
-        let fiber = unstarted.fiber;
+        let fiber = unstarted.take_up();
         fiber.set_home(&self.remote);
         let pointer = Fiber::pointer(&fiber);
         let body = move |yielder: &corosensei::Yielder<Resume, ()>, _: Resume| {
             // SAFETY: this runs on the fiber, so it is alive and its local part is ours.
-            let entry = unsafe {
-                let local = pointer.as_ref().local();
-                (*local).yielder = Some(NonNull::from(yielder));
-                (*local).entry.take()
-            };
-            if let Some(entry) = entry {
-                entry();
+            unsafe {
+                let fiber = pointer.as_ref();
+                (*fiber.local()).yielder = Some(NonNull::from(yielder));
+                if let Some(body) = (*fiber.local()).body {
+                    (body.run)(fiber);
+                }
             }
         };
-        let index = self.fibers.borrow_mut().insert(Arc::clone(&fiber));
+        let index = self.fibers.borrow_mut().insert(fiber);
         self.counters().started.add(1);
-        // SAFETY: the fiber is ours from here on.
+        // SAFETY: the fiber is ours from here on, and in the table.
         unsafe {
-            let local = fiber.local();
+            let local = pointer.as_ref().local();
             (*local).index = index;
             (*local).coroutine = Some(Coroutine::with_stack(stack, body));
         }
         self.resume(pointer);
     }
 
+    #[inline(always)]
     pub(super) fn resume(&self, fiber: NonNull<Fiber>) {
         self.running.set(Some(fiber));
         self.operations_left.set(OPERATIONS_PER_RESUME);
@@ -204,9 +258,13 @@ impl Loop {
         }
         // SAFETY: as above. What destructors have made since the fiber dropped its locals goes on
         // this thread, whoever holds the fiber.
-        let locals =
-            unsafe { std::mem::replace(&mut (*fiber.as_ref().local()).locals, Locals::new()) };
-        contain(|| drop(locals));
+        unsafe {
+            let local = fiber.as_ref().local();
+            if !(*local).locals.is_empty() {
+                let locals = std::mem::replace(&mut (*local).locals, Locals::new());
+                contain(|| drop(locals));
+            }
+        }
         let fiber = self.fibers.borrow_mut().remove(index);
         self.counters().ended.add(1);
         drop(fiber);

@@ -46,6 +46,12 @@ impl Group {
         }
     }
 
+    /// Whether there is one loop only, so that no fiber ever moves.
+    #[inline]
+    pub(super) fn is_alone(&self) -> bool {
+        self.remotes.len() == 1
+    }
+
     pub(crate) fn join(&self, index: usize, remote: Arc<Remote>) {
         let fresh = self.remotes[index].set(remote).is_ok();
         debug_assert!(fresh, "two loops in one place");

@@ -10,12 +10,13 @@ mod incidents;
 #[cfg(all(test, loom))]
 mod models;
 mod operations;
+mod prefetch;
 mod published;
 mod remote;
 mod report;
 mod slots;
 
-pub(crate) use event_loop::{Loop, Unstarted};
+pub(crate) use event_loop::{Frame, Loop, Unstarted};
 pub(crate) use fork::end_child;
 pub(crate) use group::Group;
 pub use incidents::{Incidents, incidents};
@@ -169,6 +170,7 @@ impl Builder {
         // A trial, so that what cannot work fails here and not in some thread. An engine belongs to
         // the thread that made it, and `run` may be called from another.
         drop(make_engine(engine, &self.config)?);
+        crate::carrier::install();
         let limit = match self.watchdog {
             Some(limit) => limit,
             None => limit_by_environment()?,
@@ -320,7 +322,9 @@ impl Runtime {
                 std::panic::resume_unwind(panic);
             }
         }
-        group.take_all().into_iter().for_each(Unstarted::discard);
+        for one in group.take_all() {
+            one.discard(JoinError::Abandoned);
+        }
         match handle.expect("the main fiber was spawned").join() {
             Ok(value) => value,
             Err(JoinError::Panicked(panic)) => std::panic::resume_unwind(panic),
@@ -383,4 +387,6 @@ fn serve_loop(
         eprintln!("kapok: the {} engine broke in mid-run: {error}", lp.kind());
         std::process::abort();
     }
+    drop(lp);
+    crate::interpose::tell_of_abandoned();
 }

@@ -12,7 +12,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
 use super::{Group, Remote, Unstarted};
-use crate::fiber::{self, Fiber};
+use crate::fiber::{self, Fiber, FiberRef};
 
 fn model(f: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
@@ -21,8 +21,8 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
     model.check(f);
 }
 
-fn new_fiber() -> Arc<Fiber> {
-    unstarted().fiber
+fn new_fiber() -> FiberRef {
+    unstarted().take_up()
 }
 
 fn unstarted() -> Unstarted {
@@ -54,7 +54,7 @@ impl Modelled {
     }
 
     /// What a fiber does that waits for `condition`, its suspension included.
-    fn park_until(&self, fiber: &Arc<Fiber>, condition: impl Fn() -> bool) {
+    fn park_until(&self, fiber: &FiberRef, condition: impl Fn() -> bool) {
         while !condition() {
             if fiber.prepare_park() {
                 assert_eq!(self.ready(), [Fiber::pointer(fiber)], "made ready once");
@@ -72,7 +72,7 @@ fn model_of_a_park_that_two_threads_end() {
         fiber.set_home(&lp.remote);
         let messages = Arc::new(AtomicUsize::new(0));
         let threads = [0, 1].map(|_| {
-            let (fiber, messages) = (Arc::clone(&fiber), Arc::clone(&messages));
+            let (fiber, messages) = (fiber.clone(), Arc::clone(&messages));
             thread::spawn(move || {
                 messages.fetch_add(1, Ordering::Relaxed);
                 fiber.unpark();
@@ -117,7 +117,7 @@ fn model_of_a_fiber_that_parks_again_while_others_are_unparked() {
         assert!(other.prepare_park());
         let messages = Arc::new(AtomicUsize::new(0));
         let thread = {
-            let (fiber, other) = (Arc::clone(&fiber), Arc::clone(&other));
+            let (fiber, other) = (fiber.clone(), other.clone());
             let messages = Arc::clone(&messages);
             thread::spawn(move || {
                 fiber.unpark();
@@ -154,10 +154,8 @@ fn model_of_a_fiber_that_is_cancelled_while_it_starts() {
     model(|| {
         let lp = Modelled::new();
         let fiber = new_fiber();
-        // On a thread too: loom does not know of the word that holds the home, and comes between what
-        // is done to it and what else a thread does only where the thread begins.
         let starter = {
-            let (fiber, remote) = (Arc::clone(&fiber), Arc::clone(&lp.remote));
+            let (fiber, remote) = (fiber.clone(), Arc::clone(&lp.remote));
             thread::spawn(move || {
                 fiber.set_home(&remote);
                 fiber.cancel_requested()

@@ -1,20 +1,28 @@
 //! A loop's operations: from who waits to the engine, and from what lands to who waited.
 
+use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::time::Instant;
 
-use kapok_engine::{Completion, Engine, Key, Op, Submitted};
+use kapok_engine::{Buffers, Completion, Engine, Key, Op, Submitted};
 
 use super::event_loop::Loop;
 use super::slots::Waiter;
 use crate::fiber::{Waiting, contain};
 
 impl Loop {
+    /// See [`Engine::flush`].
+    #[inline]
+    pub(crate) fn flush(&self, at_least: usize, busy: usize) {
+        self.engine.borrow_mut().flush(at_least, busy);
+    }
+
     /// Hands `op` to the engine on behalf of `waiter`. A key only if it is pending.
     ///
     /// # Safety
     ///
     /// As for [`Engine::submit`]; the memory is kept until `waiter` is told.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn submit(&self, waiter: Waiter, op: Op) -> Result<Key, i32> {
         let key = self.slots.borrow_mut().insert(waiter);
         self.counters().submitted.add(1);
@@ -28,7 +36,32 @@ impl Loop {
                 let _waiter = self.slots.borrow_mut().remove(key);
                 Err(res)
             }
+            Submitted::DoneIn(res, buffer) => {
+                self.counters().done_at_once.add(1);
+                let waiter = self.slots.borrow_mut().remove(key);
+                let Waiter::Fiber(fiber) = waiter else {
+                    unreachable!("only fibers receive into buffers of the engine")
+                };
+                // SAFETY: the fiber that submits runs, here; a plain field.
+                unsafe {
+                    (*fiber.as_ref().local()).buffer = self.buffers().map(|all| (all, buffer));
+                }
+                Err(res)
+            }
         }
+    }
+
+    /// See [`Engine::sends_at_once`].
+    #[inline]
+    pub(crate) fn sends_at_once(&self, fd: RawFd) -> bool {
+        self.engine.borrow().sends_at_once(fd)
+    }
+
+    /// Counts an operation that was carried out beside the engine.
+    #[inline]
+    pub(crate) fn count_at_once(&self) {
+        self.counters().submitted.add(1);
+        self.counters().done_at_once.add(1);
     }
 
     /// Asks the engine to let `key` land soon.
@@ -101,7 +134,15 @@ impl Loop {
         self.slots.borrow_mut().remove(key)
     }
 
+    #[inline]
     pub(super) fn land(&self, completion: Completion) {
+        let buffer = completion.buffer().and_then(|id| Some((self.buffers()?, id)));
+        self.land_in(completion, buffer);
+    }
+
+    /// Lands a completion in a buffer of the engine that it comes from.
+    #[inline]
+    pub(super) fn land_in(&self, completion: Completion, buffer: Option<(Rc<Buffers>, u16)>) {
         let key = completion.key;
         let mut slots = self.slots.borrow_mut();
         let Some(waiter) = slots.get_mut(key) else {
@@ -123,6 +164,8 @@ impl Loop {
                 unsafe {
                     let local = fiber.as_ref().local();
                     (*local).result = completion.res;
+                    (*local).flags = completion.flags;
+                    (*local).buffer = buffer;
                     (*local).waiting = Waiting::Nothing;
                 }
                 self.ready.borrow_mut().push_back(fiber);

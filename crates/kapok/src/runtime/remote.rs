@@ -1,12 +1,12 @@
 //! What other threads see of a loop.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use kapok_engine::Bell;
 
 use super::report::Request;
-use crate::fiber::Fiber;
+use crate::fiber::{Fiber, FiberRef};
 use crate::primitives::Mutex;
 use crate::primitives::atomic::{AtomicBool, AtomicPtr, Ordering};
 
@@ -16,7 +16,7 @@ pub(crate) struct Remote {
     /// once, because only the unpark that found it parked pushes it.
     inbox: AtomicPtr<Fiber>,
     /// Fibers that have a reason to be interrupted. Rare.
-    interrupts: Mutex<Vec<Arc<Fiber>>>,
+    interrupts: Mutex<Vec<FiberRef>>,
     /// Reports of all fibers that somebody has asked for. Rare.
     requests: Mutex<Vec<Request>>,
     /// There are interrupts or requests; changed by read-modify-write only.
@@ -62,7 +62,7 @@ impl Remote {
     }
 
     /// Has the loop look at `fiber`.
-    pub(crate) fn interrupt(&self, fiber: Arc<Fiber>) {
+    pub(crate) fn interrupt(&self, fiber: FiberRef) {
         self.interrupts.lock().unwrap_or_else(PoisonError::into_inner).push(fiber);
         self.call_attention();
     }
@@ -118,7 +118,7 @@ impl Remote {
     }
 
     /// Takes the fibers to be interrupted.
-    pub(super) fn take_interrupts(&self) -> Vec<Arc<Fiber>> {
+    pub(super) fn take_interrupts(&self) -> Vec<FiberRef> {
         std::mem::take(&mut *self.interrupts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -21,7 +21,7 @@ use kapok_engine::{Key, Op};
 
 use super::event_loop::Loop;
 use super::slots::Waiter;
-use crate::fiber::{Fiber, Resume, Waiting};
+use crate::fiber::{Fiber, FiberRef, Resume, Waiting};
 use crate::observe::{Descriptor, walk};
 use crate::stack;
 
@@ -150,7 +150,7 @@ impl Loop {
                 0
             }
         };
-        let (part, next): (Vec<Arc<Fiber>>, usize) = {
+        let (part, next): (Vec<FiberRef>, usize) = {
             let table = self.fibers.borrow();
             let mut next = from;
             let mut part = Vec::new();
@@ -169,7 +169,7 @@ impl Loop {
     /// A started fiber, which is suspended.
     fn report(
         &self,
-        fiber: &Arc<Fiber>,
+        fiber: &FiberRef,
         now: Instant,
         answering: &mut Answering,
     ) -> Option<Reported> {
@@ -199,6 +199,7 @@ impl Loop {
                 let keys = answering.tasks.get(&waker).map_or(&[][..], Vec::as_slice);
                 State::Future { name, descriptors: self.descriptors_of(keys) }
             }
+            (Waiting::Join, About::Future(name)) => State::Future { name, descriptors: Vec::new() },
             _ => State::Ready,
         };
         let frames = match answering.frames.get(&frames[..]) {

@@ -176,10 +176,21 @@ fn report(address: usize, slot: usize, size: arena::StackSize) {
     let _ = report.write_str(", or recurse less and keep large arrays on the heap\n");
     let mut text = &report.text[..report.len];
     while !text.is_empty() {
-        // SAFETY: the buffer is valid for its length.
-        let written = unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
-        let Ok(written @ 1..) = usize::try_from(written) else { return };
+        let Ok(written @ 1..) = usize::try_from(write(text)) else { return };
         text = &text[written..];
+    }
+}
+
+/// write(2) to standard error. By number, where that may be: as a function of the C library it may be
+/// interposed, and wait.
+fn write(text: &[u8]) -> isize {
+    let (fd, at, len) = (libc::STDERR_FILENO, text.as_ptr(), text.len());
+    // SAFETY: the buffer is valid for its length.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        return libc::syscall(libc::SYS_write, fd, at, len) as isize;
+        #[cfg(not(target_os = "linux"))]
+        return libc::write(fd, at.cast(), len);
     }
 }
 

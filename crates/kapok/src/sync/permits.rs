@@ -14,7 +14,8 @@
 //!
 //! - **No lost wake-up.** `QUEUED` is set, under the queue's lock, before a waiter's last look at
 //!   the count; who gives back sees the bit in the same word, takes the lock and notifies. `QUEUED`
-//!   stays until the last waiter, notified ones included, is gone.
+//!   stays until everybody who waits is notified: those need nothing more, and one that was woken in
+//!   vain sets it again before it looks again.
 //! - **Whom to notify.** The first who wait, as long as the available permits cover their needs on
 //!   top of the needs of those notified before and not yet back (`promised`). A notified waiter
 //!   that is dropped takes its promise along, and the next are looked at.
@@ -57,9 +58,7 @@ struct Word(AtomicUsize);
 struct Tally {
     /// The needs of those notified and not yet back.
     promised: usize,
-    /// Those waiting or notified.
-    queued: usize,
-    /// Those of them that are starving.
+    /// Those waiting or notified that are starving.
     starving: usize,
     next_ticket: u64,
 }
@@ -122,7 +121,7 @@ impl Protocol for Word {
 impl Permits {
     pub(super) const fn new(permits: usize) -> Permits {
         assert!(permits <= MAX_PERMITS, "more permits than a word can count");
-        let tally = Tally { promised: 0, queued: 0, starving: 0, next_ticket: 0 };
+        let tally = Tally { promised: 0, starving: 0, next_ticket: 0 };
         Permits { queue: Queue::new(Word(AtomicUsize::new(permits << SHIFT)), tally) }
     }
 
@@ -158,7 +157,17 @@ impl Permits {
 
     #[cold]
     fn release_slow(&self) {
-        Self::notify(&mut self.queue.lock());
+        let mut queue = self.queue.lock();
+        Self::notify(&mut queue);
+        // Who is still first may never be woken while others come and go: with few, if it needs many.
+        let impatient = queue.front().is_some_and(|front| {
+            let impatient = !front.starving && front.since.elapsed() >= PATIENCE;
+            front.starving |= impatient;
+            impatient
+        });
+        if impatient {
+            Self::reserve(&mut queue);
+        }
     }
 
     /// From now on who cannot have its permits at once gets [`Closed`]; those who wait do, too.
@@ -178,7 +187,6 @@ impl Permits {
         if queue.place(waiter) == Place::Idle {
             // First the flag, then the look at the count: see "no lost wake-up" above.
             word.set(QUEUED);
-            queue.queued += 1;
             let ticket = queue.next_ticket;
             queue.next_ticket += 1;
             let since = time::now();
@@ -200,6 +208,7 @@ impl Permits {
                         Self::starve(&mut queue, &mut turn);
                     }
                     let ticket = turn.ticket;
+                    queue.protocol().set(QUEUED);
                     queue.push_before(waiter, turn, |other| other.ticket > ticket);
                     // What is there may suffice for one before it, now that this promise is gone.
                     Self::notify(&mut queue);
@@ -219,14 +228,14 @@ impl Permits {
         loop {
             let word = queue.protocol().load();
             let promised = queue.promised;
-            let Some(front) = queue.front() else { return };
+            let Some(front) = queue.front() else {
+                if word & QUEUED != 0 {
+                    queue.protocol().clear(QUEUED);
+                }
+                return;
+            };
             let need = front.need;
             if word & CLOSED == 0 && (word >> SHIFT).saturating_sub(promised) < need {
-                // Who needs many may never be woken while others come and go with few.
-                if !front.starving && front.since.elapsed() >= PATIENCE {
-                    front.starving = true;
-                    Self::reserve(queue);
-                }
                 return;
             }
             queue.promised += need;
@@ -256,10 +265,6 @@ impl Permits {
             if queue.starving == 0 {
                 queue.protocol().clear(RESERVED);
             }
-        }
-        queue.queued -= 1;
-        if queue.queued == 0 {
-            queue.protocol().clear(QUEUED);
         }
     }
 }

@@ -345,12 +345,13 @@ impl AfterUnlock {
 }
 
 impl Drop for AfterUnlock {
+    #[inline]
     fn drop(&mut self) {
+        // Filled in order, and mostly empty.
         for waker in &mut self.wake {
-            if let Some(waker) = waker.take() {
-                waker.wake();
-            }
+            let Some(waker) = waker.take() else { return };
+            waker.wake();
         }
-        self.wake_too.drain(..).for_each(Waker::wake);
+        std::mem::take(&mut self.wake_too).into_iter().for_each(Waker::wake);
     }
 }

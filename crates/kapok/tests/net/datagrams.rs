@@ -1,10 +1,12 @@
 //! Datagrams, and Unix sockets of both kinds by their paths.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::harness::run;
+use crate::harness::{alone, run};
 use crate::{Place, echo};
 use kapok::net::{UdpSocket, UnixDatagram, UnixListener, UnixStream};
 
@@ -89,5 +91,33 @@ fn unix_sockets_are_found_by_path() {
         unbound.connect(&here.0).unwrap();
         unbound.send(b"last").unwrap();
         assert_eq!(one.recv(&mut buf).unwrap(), 4);
+    });
+}
+
+/// poll(2) calls a socket writable whose peer, found by its name, has no room.
+#[test]
+fn a_send_of_a_fiber_that_unwinds_gives_up_on_a_full_peer() {
+    struct SendsOnDrop(UnixDatagram, PathBuf, mpsc::Sender<io::Result<usize>>);
+    impl Drop for SendsOnDrop {
+        fn drop(&mut self) {
+            let _ = self.2.send(self.0.send_to(b"?", &self.1));
+        }
+    }
+    alone("datagrams::a_send_of_a_fiber_that_unwinds_gives_up_on_a_full_peer", || {
+        run(|| {
+            let place = Place::new("full");
+            let _full = UnixDatagram::bind(&place.0).unwrap();
+            let filler = std::os::unix::net::UnixDatagram::unbound().unwrap();
+            filler.set_nonblocking(true).unwrap();
+            while filler.send_to(b"!", &place.0).is_ok() {}
+            let (sender, sent) = mpsc::channel();
+            let sends = SendsOnDrop(UnixDatagram::unbound().unwrap(), place.0.clone(), sender);
+            let fiber = kapok::spawn(move || {
+                let _sends = sends;
+                panic!("on purpose");
+            });
+            assert!(fiber.join().is_err());
+            assert_eq!(sent.recv().unwrap().unwrap_err().kind(), ErrorKind::TimedOut);
+        });
     });
 }

@@ -5,6 +5,7 @@ mod addresses;
 mod datagrams;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod received;
 mod sharing;
 mod streams;
 mod transfers;
