@@ -1,0 +1,272 @@
+//! Connecting and accepting: the two calls that no flag tells not to wait.
+//!
+//! A ring carries them out without blocking; a readiness engine waits until the kernel announces
+//! them and then lets a thread make the call, which blocks if somebody else was faster. Either way
+//! the operation's memory is on the heap and not on the fiber's stack: who is told to stop leaves at
+//! once, and what lands later is taken by an heir.
+
+use std::cell::UnsafeCell;
+use std::ffi::c_int;
+use std::mem::zeroed;
+use std::os::fd::RawFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kapok::Kind;
+use kapok::interpose::{self, Operation};
+use kapok_engine::{Op, sys::descriptors};
+use libc::{sockaddr, sockaddr_storage, socklen_t};
+
+use super::returned::{self, give_back};
+use crate::call::Call;
+use crate::errno::{self, Errno};
+use crate::handler;
+use crate::kernel::kernel;
+use crate::patience::{Patience, Side, is_nonblocking, option, seen, time_out};
+use crate::wait::{Descriptor, Stopped};
+
+/// connect(2).
+///
+/// # Safety
+///
+/// The arguments are as connect(2) asks.
+pub(super) unsafe fn connect(
+    call: &Call,
+    fd: RawFd,
+    addr: *const sockaddr,
+    addr_len: socklen_t,
+) -> Result<c_int, Errno> {
+    // SAFETY: by the caller.
+    let direct = || unsafe { kernel!(libc::SYS_connect, fd, addr, addr_len) }.map(|_| 0);
+    let waits = matches!(option(fd, libc::SO_TYPE), Ok(libc::SOCK_STREAM | libc::SOCK_SEQPACKET));
+    let fits = addr_len as usize <= size_of::<sockaddr_storage>() && addr_len > 0;
+    if !waits || !fits || addr.is_null() || is_nonblocking(fd)? {
+        return direct();
+    }
+    let descriptor = Descriptor::new(fd);
+    let limit = time_out(fd, Side::Sending).and_then(|limit| Instant::now().checked_add(limit));
+    // SAFETY: all zeros is an address of no family.
+    let mut storage: Box<sockaddr_storage> = Box::new(unsafe { zeroed() });
+    // SAFETY: by the caller; as many bytes as there is room for.
+    unsafe {
+        let storage: *mut sockaddr_storage = &raw mut *storage;
+        storage.cast::<u8>().copy_from_nonoverlapping(addr.cast(), addr_len as usize);
+    }
+    let unix = i32::from(storage.ss_family) == libc::AF_UNIX;
+    let op = Op::Connect { fd, addr: &raw const *storage, addr_len };
+    // SAFETY: the address is the heir's.
+    let operation = unsafe { Operation::new(op, Some(Box::new(move |_| drop(storage)))) };
+    let landed = match call.wait_with(&[descriptor], operation, limit) {
+        Ok(landed) => landed,
+        // What was begun goes on, and the next connect(2) tells.
+        Err(Stopped::TimedOut) if unix => -libc::EAGAIN,
+        Err(Stopped::TimedOut) => -libc::EINPROGRESS,
+        Err(stopped) => return Err(stopped.errno()),
+    };
+    match -landed {
+        // Begun by an earlier call, which somebody has interrupted: this one waits for it.
+        libc::EALREADY => {}
+        i32::MIN..=0 => return Ok(0),
+        error => return Err(known(error)),
+    }
+    loop {
+        match call.wait_ready(descriptor, libc::POLLOUT, limit) {
+            Ok(()) => {}
+            Err(Stopped::TimedOut) => return Err(Errno(libc::EALREADY)),
+            Err(stopped) => return Err(stopped.errno()),
+        }
+        // Over, one way or the other: the call does not wait any more.
+        match direct() {
+            Err(Errno(libc::EALREADY)) => {}
+            done => return done,
+        }
+    }
+}
+
+/// An operation that a dead ring has kept is an error of the device.
+fn known(error: i32) -> Errno {
+    Errno(if error == i32::MIN { libc::EIO } else { error })
+}
+
+/// Where the engine writes a peer's address.
+struct Peer {
+    addr: sockaddr_storage,
+    len: socklen_t,
+}
+
+/// accept4(2).
+///
+/// # Safety
+///
+/// The arguments are as accept4(2) asks.
+pub(super) unsafe fn accept(
+    call: &Call,
+    fd: RawFd,
+    addr: *mut sockaddr,
+    addr_len: *mut socklen_t,
+    flags: c_int,
+) -> Result<c_int, Errno> {
+    let descriptor = Descriptor::new(fd);
+    let flags_are_known = flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) == 0;
+    let is_listener = option(fd, libc::SO_ACCEPTCONN) == Ok(1);
+    if !flags_are_known || !is_listener || is_nonblocking(fd)? {
+        // SAFETY: by the caller.
+        return unsafe { kernel!(libc::SYS_accept4, fd, addr, addr_len, flags) }
+            .map(|fd| fd as c_int);
+    }
+    let (connection, told) = wait_for_connection(call, descriptor)?;
+    // SAFETY: by the caller.
+    unsafe { hand_over(connection, told, addr, addr_len, flags) }
+}
+
+/// What accept4(2) returns without waiting, whoever calls, if there is a connection of which the kernel
+/// knows nothing any more.
+///
+/// # Safety
+///
+/// The arguments are as accept4(2) asks.
+pub(super) unsafe fn accept_returned(
+    fd: RawFd,
+    addr: *mut sockaddr,
+    addr_len: *mut socklen_t,
+    flags: c_int,
+) -> Option<c_int> {
+    let flags_are_known = flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) == 0;
+    if !returned::any() || !flags_are_known || handler::runs() {
+        return None;
+    }
+    // Nobody is suspended in here.
+    let _inside = interpose::enter();
+    let connection = returned::take(fd)?;
+    // SAFETY: by the caller.
+    Some(match unsafe { hand_over(connection, None, addr, addr_len, flags) } {
+        Ok(connection) => connection,
+        Err(error) => {
+            errno::set(error.0);
+            -1
+        }
+    })
+}
+
+/// Gives a connection that was accepted the flags that its program wants, and tells whose it is.
+///
+/// # Safety
+///
+/// The arguments are as accept4(2) asks.
+unsafe fn hand_over(
+    connection: RawFd,
+    told: Option<Peer>,
+    addr: *mut sockaddr,
+    addr_len: *mut socklen_t,
+    flags: c_int,
+) -> Result<c_int, Errno> {
+    descriptors::retire(connection);
+    // The engine has made it close-on-exec; nothing else is inherited.
+    // SAFETY: no memory is named; a descriptor of ours whose description nobody shares yet.
+    unsafe {
+        if flags & libc::SOCK_CLOEXEC == 0 {
+            kernel!(libc::SYS_fcntl, connection, libc::F_SETFD, 0)?;
+        }
+        if flags & libc::SOCK_NONBLOCK != 0 {
+            kernel!(libc::SYS_fcntl, connection, libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK)?;
+        }
+    }
+    if !addr.is_null() {
+        // What is wrong with the room is found when there is something to put there, and the connection
+        // is lost: so it is with the system call.
+        // SAFETY: by the caller, where it is not null.
+        let wrong = match unsafe { addr_len.as_ref() } {
+            None => Some(libc::EFAULT),
+            Some(&room) => (room > i32::MAX as socklen_t).then_some(libc::EINVAL),
+        };
+        if let Some(error) = wrong {
+            // SAFETY: no memory is named; nobody else has heard of the number.
+            let _ = unsafe { kernel!(libc::SYS_close, connection) };
+            return Err(Errno(error));
+        }
+        let peer = told.unwrap_or_else(|| peer_of(connection));
+        // As accept(2) does: cut off at the room there is, with the whole length.
+        // SAFETY: by the caller there is room; at most what is there.
+        unsafe {
+            let bytes = (*addr_len).min(peer.len) as usize;
+            let from = (&raw const peer.addr).cast::<u8>();
+            addr.cast::<u8>().copy_from_nonoverlapping(from, bytes);
+            *addr_len = peer.len;
+        }
+    }
+    Ok(connection)
+}
+
+/// Waits for a connection. Its peer's address too, if it came with it.
+fn wait_for_connection(call: &Call, listener: Descriptor) -> Result<(RawFd, Option<Peer>), Errno> {
+    let fd = listener.fd;
+    let limit = Patience::new(call, fd, Side::Receiving).limit()?;
+    let room = size_of::<sockaddr_storage>() as socklen_t;
+    // SAFETY: all zeros is an address of no family.
+    let peer = Rc::new(UnsafeCell::new(Peer { addr: unsafe { zeroed() }, len: room }));
+    let at = peer.get();
+    // SAFETY: in the allocation that was just made.
+    let (to, len) = unsafe { (&raw mut (*at).addr, &raw mut (*at).len) };
+    let op = Op::Accept { fd, addr: to, addr_len: len };
+    let lent = Rc::clone(&peer);
+    let heir = move |landed: i32| {
+        drop(lent);
+        if landed >= 0 {
+            give_back(listener, landed);
+        }
+    };
+    // SAFETY: the room for the address is the heir's too.
+    let mut operation = pin!(unsafe { Operation::new(op, Some(Box::new(heir))) });
+    // SAFETY: the operation is over, so nobody writes there any more.
+    let of_peer = || Some(unsafe { peer.get().read() });
+    // By another number of the listener something may come back too.
+    call.looks_at_others();
+    loop {
+        call.looks();
+        if let Some(connection) = returned::take(fd) {
+            return Ok((connection, None));
+        }
+        let mut waited = call.wait_with(&[listener], operation.as_mut(), limit);
+        if waited == Err(Stopped::TimedOut) && call.inside.engine() != Kind::Uring {
+            // It may be with a thread by now, for which the same limit holds.
+            let announced = seen(fd, libc::POLLIN) != 0;
+            let grace = Duration::from_millis(if announced { 1000 } else { 5 });
+            let limit = Instant::now().checked_add(grace);
+            waited = call.wait_with(&[listener], operation.as_mut(), limit);
+        }
+        let stopped = match waited {
+            Ok(connection @ 0..) => return Ok((connection, of_peer())),
+            Ok(error) => return Err(known(-error)),
+            Err(Stopped::LookAgain) => continue,
+            // What is accepted now goes the way of what the listener has in its backlog.
+            Err(Stopped::Closed) => return Err(Errno(libc::EBADF)),
+            Err(stopped) => stopped,
+        };
+        // A connection that comes just now is this call's. A thread that was too slow for it waits for
+        // another, and has an heir.
+        operation.as_mut().cancel();
+        let until = Instant::now() + Duration::from_millis(20);
+        return match call.wait_out(operation.as_mut(), until) {
+            Some(connection @ 0..) => Ok((connection, of_peer())),
+            _ => Err(stopped.errno()),
+        };
+    }
+}
+
+/// Asks for the address of a peer. One that is gone has none any more.
+fn peer_of(connection: RawFd) -> Peer {
+    let room = size_of::<sockaddr_storage>() as socklen_t;
+    // SAFETY: all zeros is an address of no family.
+    let mut peer = Peer { addr: unsafe { zeroed() }, len: room };
+    let (addr, len) = (&raw mut peer.addr, &raw mut peer.len);
+    // SAFETY: writes to locals.
+    if unsafe { kernel!(libc::SYS_getpeername, connection, addr, len) }.is_err() {
+        peer.len = 0;
+    }
+    peer
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

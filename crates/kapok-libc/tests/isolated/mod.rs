@@ -1,0 +1,112 @@
+//! Tests of signals: each in a process of its own, since signals are a process's.
+
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::ffi::c_int;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use kapok::{Kind, Runtime};
+
+pub(crate) const VARIABLE: &str = "KAPOK_ISOLATED_TEST";
+
+/// Runs `test`, the one of this name, in a process of its own. `None`: this is that process.
+pub(crate) fn apart(name: &str) -> Option<Output> {
+    if std::env::var(VARIABLE).as_deref() == Ok(name) {
+        return None;
+    }
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(VARIABLE, name);
+    Some(command.output().unwrap())
+}
+
+/// The same, which has to succeed, with `main` on the engines.
+pub(crate) fn isolated(name: &str, main: impl Fn() + Clone + 'static) {
+    if let Some(output) = apart(name) {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", output.status);
+        return;
+    }
+    kapok_libc::install();
+    on_engines(main);
+}
+
+pub(crate) fn on_engines(main: impl Fn() + Clone + 'static) {
+    for kind in [Kind::Uring, Kind::Epoll] {
+        let Ok(runtime) = Runtime::builder().engine(kind).build() else { continue };
+        runtime.run(main.clone());
+    }
+}
+
+/// How often [`handle`] has run since it was registered.
+pub(crate) static HANDLED: AtomicUsize = AtomicUsize::new(0);
+
+pub(crate) extern "C" fn handle(_: c_int) {
+    HANDLED.fetch_add(1, Ordering::SeqCst);
+}
+
+pub(crate) fn register(signal: c_int, flags: c_int) {
+    // SAFETY: plain data; a handler that may run anywhere.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handle as *const () as usize;
+        action.sa_flags = flags;
+        assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+        // What is asked for is what was given, not what is between.
+        let mut old: libc::sigaction = std::mem::zeroed();
+        assert_eq!(libc::sigaction(signal, std::ptr::null(), &raw mut old), 0);
+        assert_eq!(old.sa_sigaction, handle as *const () as usize);
+        assert_eq!(old.sa_flags & libc::SA_SIGINFO, flags & libc::SA_SIGINFO);
+    }
+    HANDLED.store(0, Ordering::SeqCst);
+}
+
+/// A set of signals.
+pub(crate) fn set(signals: &[c_int]) -> libc::sigset_t {
+    // SAFETY: plain data, filled before it is read.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for &signal in signals {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        set
+    }
+}
+
+/// Changes the mask of who runs.
+pub(crate) fn change(how: c_int, signals: &[c_int]) {
+    let set = set(signals);
+    // SAFETY: a local.
+    let error = unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
+    assert_eq!(error, 0);
+}
+
+pub(crate) fn is_blocked(signal: c_int) -> bool {
+    let mut now = set(&[]);
+    // SAFETY: writes to a local.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut now);
+        libc::sigismember(&raw const now, signal) == 1
+    }
+}
+
+/// Sends the calling thread a signal in a while. Not the process, of which the harness has a thread
+/// that would handle it.
+pub(crate) fn send(signal: c_int, after: Duration) -> std::thread::JoinHandle<()> {
+    // SAFETY: no conditions.
+    let thread = unsafe { libc::gettid() };
+    std::thread::spawn(move || {
+        std::thread::sleep(after);
+        // SAFETY: a thread of this process.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
+    })
+}
+
+pub(crate) fn errno() -> c_int {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+pub(crate) const SOON: Duration = Duration::from_millis(30);
