@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use kapok::Kind;
 use kapok_lab::load::raise_descriptor_limit;
-use kapok_lab::{ServeConfig, Stop, serve};
+use kapok_lab::{DelayServer, Model, ServeConfig, Stop, serve};
 use serde_json::json;
 
-use crate::cli::{ServeOptions, address};
+use crate::cli::{Engine, ServeOptions, address};
 
 /// Serves until SIGINT or SIGTERM, then says what was met.
 pub(crate) fn run(options: &ServeOptions) -> io::Result<ExitCode> {
@@ -18,20 +19,24 @@ pub(crate) fn run(options: &ServeOptions) -> io::Result<ExitCode> {
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!("the limit on descriptors stays as it is: {error}");
     }
+    let model = model(options)?;
     let stop = Stop::new()?;
     stop_on_signals(&stop)?;
+    let delay = options.delay_ms.map(DelayServer::start).transpose()?;
     let config = ServeConfig {
         addr,
         protocol: options.protocol,
-        model: options.model,
+        model,
         threads: options.threads,
         accept: options.accept,
-        cpu_per_request: Duration::from_micros(options.cpu_us),
+        directory: options.dir.clone(),
+        backend: delay.as_ref().map(DelayServer::addr).or(options.backend),
+        cpu_per_request: options.cpu_us,
         body_bytes: options.body,
         buffer_bytes: options.buffer,
         idle_timeout: options.idle_timeout,
         watchdog: options.watchdog_ms.map(Duration::from_millis),
-        dump_on_signal: options.model.has_fibers(),
+        dump_on_signal: model.has_fibers(),
         ..ServeConfig::default()
     };
     let served = serve(&config, &stop, |addr| {
@@ -46,9 +51,7 @@ pub(crate) fn run(options: &ServeOptions) -> io::Result<ExitCode> {
             tracing::warn!("the ready line could not be written: {error}");
         }
     })
-    .map_err(|error| {
-        io::Error::new(error.kind(), format!("{} on {addr}: {error}", options.model))
-    })?;
+    .map_err(|error| io::Error::new(error.kind(), format!("{model} on {addr}: {error}")))?;
 
     if served.refused.count > 0 || served.accept_pauses > 0 {
         eprintln!(
@@ -77,6 +80,32 @@ pub(crate) fn run(options: &ServeOptions) -> io::Result<ExitCode> {
         writeln!(io::stdout(), "{account}")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The model, with the engine below it if one was named.
+fn model(options: &ServeOptions) -> io::Result<Model> {
+    let Engine::Named(kind) = options.engine else { return Ok(options.model) };
+    let model = match (options.model, kind) {
+        (Model::Fiber, Kind::Uring) => Model::FiberUring,
+        (Model::Fiber, Kind::Epoll) => Model::FiberEpoll,
+        (Model::Fiber, Kind::Poll) => Model::FiberPoll,
+        (Model::Fiber, Kind::Select) => Model::FiberSelect,
+        (Model::Fiber, kind) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "--engine {kind}: the model fiber is served on uring, epoll, poll or select"
+                ),
+            ));
+        }
+        (model, kind) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("--engine {kind} is for --model fiber, and not for {model}"),
+            ));
+        }
+    };
+    Ok(model)
 }
 
 /// Requests `stop` at SIGINT and SIGTERM.

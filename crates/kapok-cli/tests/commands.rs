@@ -147,7 +147,7 @@ fn serve_speaks_json_when_asked() {
 
 #[test]
 fn a_wrong_use_exits_with_2_and_says_what_is_known() {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[], "Usage"),
         (&["sreve"], "serve"),
         (&["serve", "--model", "epol"], "known are threads"),
@@ -161,6 +161,8 @@ fn a_wrong_use_exits_with_2_and_says_what_is_known() {
         (&["load", "127.0.0.1:1", "--protocol", "smtp"], "known are echo, http"),
         (&["load", "127.0.0.1:1", "--active", "65"], "65 active connections of 64"),
         (&["compare", "--seconds=-1"], "--seconds"),
+        (&["compare", "--server", "mine=./server"], "NAME=COMMAND"),
+        (&["compare", "--baseline", "mine"], "no row is called `mine`, but threads"),
     ];
     for (arguments, help) in cases {
         let refused = output(arguments);
@@ -294,6 +296,52 @@ fn compare_measures_two_models_and_leaves_nobody_behind() {
     }
     assert_eq!(rows[0]["untimed"]["threads"], 5, "one for each connection, and the first");
     assert!(!left_behind("--body 7919"));
+}
+
+#[test]
+fn compare_takes_servers_of_others() {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("servers.json");
+    let kapok = env!("CARGO_BIN_EXE_kapok");
+    let serve = "serve --model poll --addr {addr} --protocol {protocol} --body {body}";
+    let compared = output(&[
+        "compare",
+        "--models",
+        "threads",
+        "--server",
+        &format!("mine={kapok} {serve}"),
+        "--server",
+        "absent=./no-such-server --port {port}",
+        "--server",
+        &format!("deaf={kapok} doctor {{addr}}"),
+        "--baseline",
+        "mine",
+        "--protocol",
+        "http",
+        "--connections",
+        "4",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.2",
+        "--body",
+        "7907",
+        "--json",
+        path.to_str().unwrap(),
+    ]);
+    assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
+    let table = text(&compared.stdout);
+    assert!(table.contains("× mine") && table.contains("no-such-server"), "{table}");
+    let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let rows = json["tables"][0]["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["model"].as_str().unwrap()).collect();
+    assert_eq!(names, ["threads", "mine", "absent", "deaf"]);
+    for row in &rows[..2] {
+        assert_eq!(row["trouble"], Value::Null, "{row}");
+        assert_eq!(row["measured"].as_array().unwrap().len(), 2, "{row}");
+        assert!(row["slowest_share"]["median"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    assert!(rows[3]["trouble"].as_str().unwrap().contains("unexpected argument"), "{}", rows[3]);
+    assert!(!left_behind("--body 7907"));
 }
 
 #[test]
@@ -455,4 +503,45 @@ fn doctor_does_not_call_an_unknown_engine_fine() {
     let engine = findings.iter().find(|finding| finding["name"] == "KAPOK_ENGINE").unwrap();
     assert_eq!(engine["verdict"], "fail");
     assert!(engine["found"].as_str().unwrap().contains("foo"));
+}
+
+/// Answers the first message of the first connections, and nothing after that.
+fn server_that_greets(connections: usize) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            if kept.len() < connections {
+                let mut message = [0; 64];
+                stream.read_exact(&mut message).unwrap();
+                stream.write_all(&message).unwrap();
+            }
+            kept.push(stream);
+        }
+    });
+    addr
+}
+
+#[test]
+fn where_nothing_is_answered_there_is_no_latency_and_the_load_has_failed() {
+    let addr = server_that_greets(2).to_string();
+    let short = ["--seconds", "0.3", "--warmup", "0", "-c", "2", "--timeout", "0.2"];
+    let silent = kapok(&["load", &addr]).args(short).output().unwrap();
+    let said = text(&silent.stdout);
+    assert_eq!(silent.status.code(), Some(1), "{said}");
+    assert!(said.contains("latency     none: nothing was answered"), "{said}");
+    assert!(!said.contains("p50"), "{said}");
+    // Without an error as well: one that is stopped awaits nothing.
+    let addr = server_that_greets(2).to_string();
+    let mut stopped = kapok(&["load", &addr, "--warmup", "0", "-c", "2", "--seconds", "60"]);
+    stopped.args(["--timeout", "60"]);
+    let stopped = stopped.stdout(Stdio::piped()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    // SAFETY: only numbers are passed; the child is ours and not reaped.
+    unsafe { libc::kill(stopped.id() as libc::pid_t, libc::SIGINT) };
+    let stopped = stopped.wait_with_output().unwrap();
+    let said = text(&stopped.stdout);
+    assert!(said.contains("errors      0") && said.contains("latency     none"), "{said}");
+    assert_eq!(stopped.status.code(), Some(1), "{said}");
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ impl fmt::Display for UnknownName {
 impl std::error::Error for UnknownName {}
 
 /// Finds `name` among `all` by what each displays as.
-fn by_name<T: Copy + fmt::Display>(
+pub(crate) fn by_name<T: Copy + fmt::Display>(
     what: &'static str,
     all: &[T],
     name: &str,
@@ -45,10 +46,12 @@ pub enum Protocol {
     Echo,
     /// HTTP/1.1 with a static reply.
     Http,
+    /// HTTP/1.1 with the files of a directory.
+    Files,
 }
 
 impl Protocol {
-    /// Every protocol.
+    /// The protocols that need nothing but themselves: [`Files`](Protocol::Files) needs a directory.
     pub const ALL: [Protocol; 2] = [Protocol::Echo, Protocol::Http];
 }
 
@@ -57,6 +60,7 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Protocol::Echo => "echo",
             Protocol::Http => "http",
+            Protocol::Files => "files",
         })
     }
 }
@@ -65,7 +69,7 @@ impl FromStr for Protocol {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Protocol, UnknownName> {
-        by_name("protocol", &Protocol::ALL, name)
+        by_name("protocol", &[Protocol::Echo, Protocol::Http, Protocol::Files], name)
     }
 }
 
@@ -232,6 +236,11 @@ pub struct ServeConfig {
     pub threads: usize,
     /// Who accepts when there are several workers.
     pub accept: AcceptMode,
+    /// The directory whose files are served, by the protocol [`Files`](Protocol::Files).
+    pub directory: Option<PathBuf>,
+    /// A server to ask, and to wait for, before each reply (for echo: each read): any echo server. Each
+    /// connection has a connection of its own to it.
+    pub backend: Option<SocketAddr>,
     /// CPU time to burn for each request (for echo: each read).
     pub cpu_per_request: Duration,
     /// Size of the HTTP reply's body.
@@ -262,6 +271,8 @@ impl Default for ServeConfig {
             model: Model::Threads,
             threads: 1,
             accept: AcceptMode::Thread,
+            directory: None,
+            backend: None,
             cpu_per_request: Duration::ZERO,
             body_bytes: 13,
             buffer_bytes: 16 * 1024,
@@ -291,6 +302,15 @@ impl ServeConfig {
         }
         if self.max_head_bytes < 64 {
             return refuse("max_head_bytes must be at least 64");
+        }
+        if self.protocol == Protocol::Files {
+            match &self.directory {
+                Some(directory) if directory.is_dir() => {}
+                Some(directory) => {
+                    return refuse(&format!("{} is no directory", directory.display()));
+                }
+                None => return refuse("files need a directory to be in"),
+            }
         }
         if self.threads > MAX_THREADS {
             return refuse(&format!("{} threads: at most {MAX_THREADS}", self.threads));

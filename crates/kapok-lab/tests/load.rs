@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -255,6 +255,74 @@ fn a_stall_shows_at_a_fixed_rate_and_hides_in_a_closed_loop() {
     assert!((200..=600).contains(&backlog.most), "{backlog:?}");
 }
 
+/// As wrk2 does it: the k-th reply is held against the k-th intended time, which is known from the first
+/// request and the rate. The server keeps the times, so the reference knows nothing of the generator.
+#[test]
+fn a_stall_of_200_ms_is_in_the_latencies_as_by_the_method_of_wrk2() {
+    const RATE: f64 = 1000.0;
+    let done: Arc<Mutex<Vec<(Instant, Instant)>>> = Arc::default();
+    let addr = server({
+        let done = Arc::clone(&done);
+        move |_, mut stream| {
+            let mut message = [0; 64];
+            let mut first = None;
+            let mut stalled = false;
+            while stream.read_exact(&mut message).is_ok() {
+                let now = Instant::now();
+                if done.lock().unwrap().len() == 500 && !stalled {
+                    stalled = true;
+                    thread::sleep(Duration::from_millis(200));
+                }
+                if stream.write_all(&message).is_err() {
+                    break;
+                }
+                // The very first is the greeting.
+                done.lock().unwrap().push((*first.get_or_insert(now), Instant::now()));
+            }
+        }
+    });
+    let report = run(&LoadConfig {
+        connections: 1,
+        rate: Some(RATE),
+        warmup: Duration::ZERO,
+        duration: Duration::from_secs(2),
+        ..config(addr, Protocol::Echo)
+    });
+    assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+    let done = done.lock().unwrap();
+    // The schedule begins with the first request after the greeting, which leaves at its time. Whatever
+    // delayed that one on the way shortens all the others by as much: the smallest of all such
+    // beginnings is the true one.
+    let replies: Vec<Instant> = done[1..].iter().map(|(_, at)| *at).collect();
+    let intended = |begin: Instant, k: usize| begin + Duration::from_secs_f64(k as f64 / RATE);
+    let begin = replies
+        .iter()
+        .enumerate()
+        .filter_map(|(k, at)| at.checked_sub(Duration::from_secs_f64(k as f64 / RATE)))
+        .min()
+        .unwrap();
+    let mut reference: Vec<f64> = replies
+        .iter()
+        .enumerate()
+        .map(|(k, at)| at.saturating_duration_since(intended(begin, k)).as_secs_f64() * 1e6)
+        .collect();
+    reference.sort_by(f64::total_cmp);
+    let at = |quantile: f64| reference[(quantile * (reference.len() - 1) as f64) as usize];
+    // A tenth of the requests came due during the stall, and every one of them waited for its end.
+    assert!(at(0.95) > 60_000.0 && at(0.99) > 140_000.0, "the reference saw no stall");
+    for (ours, quantile) in [
+        (report.latency.p90_us, 0.9),
+        (report.latency.p99_us, 0.99),
+        (report.latency.p999_us, 0.999),
+        (report.latency.max_us, 1.0),
+    ] {
+        // The reply's way back, and what the machine does with the generator meanwhile.
+        let difference = (ours - at(quantile)).abs();
+        let allowed = 0.05 * at(quantile) + 15_000.0;
+        assert!(difference < allowed, "at {quantile}: {ours} and {}", at(quantile));
+    }
+}
+
 #[test]
 fn a_fixed_rate_is_kept() {
     let addr = server(|_, stream| answer(stream, |to, bytes| to.write_all(bytes).is_ok()));
@@ -298,6 +366,43 @@ fn the_phases_come_once_each_and_in_order() {
         }
     })
     .unwrap();
-    assert_eq!(phases, [Phase::Connecting, Phase::WarmUp, Phase::Measuring, Phase::Draining]);
-    assert_eq!(served, [1, 8, 8, 8]);
+    assert_eq!(
+        phases,
+        [Phase::Connecting, Phase::WarmUp, Phase::Settling, Phase::Measuring, Phase::Draining]
+    );
+    assert_eq!(served, [1, 8, 8, 8, 8]);
+}
+
+#[test]
+fn what_a_slow_meter_holds_up_is_over_when_the_interval_begins() {
+    let addr = server(|_, stream| answer(stream, |to, bytes| to.write_all(bytes).is_ok()));
+    let duration = Duration::from_millis(400);
+    let config = LoadConfig { rate: Some(500.0), duration, ..config(addr, Protocol::Echo) };
+    let (mut is_settling, mut since_settling) = (false, 0);
+    let report = load::run(&config, &mut |progress| {
+        if progress.phase == Phase::Settling && !is_settling {
+            is_settling = true;
+            thread::sleep(Duration::from_millis(200));
+        }
+        since_settling = progress.since_settling;
+    })
+    .unwrap();
+    // Without the time to settle there would be 100 more.
+    assert!((160..=240).contains(&report.requests), "{}", report.requests);
+    // They came before.
+    assert!(since_settling >= report.requests + 80, "{since_settling} and {}", report.requests);
+}
+
+#[test]
+fn a_thread_of_which_nobody_is_served_does_not_end_the_others() {
+    let addr = server(|index, stream| {
+        if index == 0 {
+            answer(stream, |to, bytes| to.write_all(bytes).is_ok());
+        }
+    });
+    let config = LoadConfig { threads: 2, connections: 4, ..config(addr, Protocol::Echo) };
+    let report = run(&config);
+    assert_eq!(report.served, 1);
+    assert!(report.requests > 0);
+    assert!(report.errors.total() > 0);
 }

@@ -64,7 +64,7 @@ fn the_measured_interval_allocates_nothing() {
             match progress.phase {
                 Phase::Measuring => before = before.or(Some(now)),
                 Phase::Draining => after = after.or(Some(now)),
-                Phase::Connecting | Phase::WarmUp => {}
+                Phase::Connecting | Phase::WarmUp | Phase::Settling => {}
             }
         })
         .unwrap();

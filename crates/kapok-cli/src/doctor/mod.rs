@@ -1,5 +1,6 @@
 //! `kapok doctor`: what this machine allows, what it does not, and the cure for that.
 
+mod hooks;
 mod ring;
 
 use std::fs;
@@ -40,6 +41,9 @@ impl Finding {
 
 /// Looks at everything; fails when there is no engine to run on.
 pub(crate) fn run(options: &DoctorOptions) -> io::Result<ExitCode> {
+    if let Some(program) = &options.libc {
+        return hooks::run(options, program.as_deref());
+    }
     let mut findings = vec![Finding::ok("kernel", kernel())];
     let ring = rings(&mut findings);
     let readiness = selectors(&mut findings);

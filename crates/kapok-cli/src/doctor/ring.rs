@@ -209,8 +209,9 @@ to keep it: echo kernel.io_uring_disabled=0 >/etc/sysctl.d/io_uring.conf",
         },
         (_, libc::ENOMEM) => Obstacle {
             cause: format!(
-                "ENOMEM: no memory for a ring. Kernels before 5.12 charge it to RLIMIT_MEMLOCK ({}), \
-                 later ones to the memory cgroup",
+                "ENOMEM: no memory for a ring. Kernels before 5.12 and after 6.13 charge it to \
+                 RLIMIT_MEMLOCK ({}) unless the process has CAP_IPC_LOCK, all later ones to the memory \
+                 cgroup",
                 around.locked.map_or("unknown".to_owned(), |bytes| match bytes {
                     u64::MAX => "unlimited".to_owned(),
                     bytes => format!("{} KiB", bytes / 1024),

@@ -10,106 +10,181 @@
 //!   before the rounds.
 //! - A model that cannot hold the connections, or fails, says why; the others go on.
 
-mod environment;
+mod against;
+mod bench;
+mod contender;
+pub(crate) mod environment;
+#[cfg(test)]
+mod fixture;
+mod network;
+mod point;
+mod rank_sum;
+#[cfg(test)]
+mod schema;
 mod server;
+mod signed_rank;
+mod slope;
 mod statistics;
 mod table;
+mod verdict;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+pub use against::{Change, Changes, Metric};
+pub use contender::{Contender, External, NoServer};
 pub use environment::Environment;
+pub use network::Network;
+pub use point::Point;
+pub use slope::{Growth, Slope};
 pub use statistics::{Ratio, Spread};
-pub use table::{Measured, Row, Table, Untimed};
+pub use table::{Measured, Percentile, Row, Standing, Table, Untimed};
+pub use verdict::{MARGIN, Rounds, SIGNIFICANCE, Verdict};
+
+use network::Namespaces;
 
 use crate::load::LoadConfig;
 use crate::serve::MAX_BYTES;
-use crate::{Model, Protocol, Stop};
+use crate::{DelayServer, Protocol, Stop};
 
 const MAX_ROUNDS: usize = 100_000;
+
+/// Less measured time for each model than this is a first look, however it is divided.
+const FIRST_LOOK: Duration = Duration::from_secs(4);
+
+/// What the JSON calls itself, and the version of its schema: see docs/report-schema.md.
+const FORMAT: &str = "kapok-compare";
+const VERSION: u32 = 1;
 
 /// What to compare, and how long.
 #[derive(Clone, Debug)]
 pub struct CompareConfig {
-    /// The `kapok` binary, whose `serve` is started.
+    /// The `kapok` binary, whose `serve` is started for models.
     pub program: PathBuf,
     /// Version and commit of it, for the record.
     pub build: String,
+    /// Versions of what it was built with, for the record.
+    pub versions: Vec<String>,
     /// One table for each.
     pub protocols: Vec<Protocol>,
     /// The rows.
-    pub models: Vec<Model>,
-    /// One table for each number of connections.
-    pub connections: Vec<usize>,
-    /// How many of them carry traffic (`None`: all).
-    pub active: Option<usize>,
-    /// Bytes of an echo message.
-    pub size_bytes: usize,
+    pub contenders: Vec<Contender>,
+    /// The name of the row that the others are relative to; `None`: tokio's, if it is there, and
+    /// otherwise the first.
+    pub baseline: Option<String>,
+    /// One table for each.
+    pub points: Vec<Point>,
+    /// What is served by the protocol [`Files`](Protocol::Files): its `index.html` is asked for.
+    pub directory: Option<PathBuf>,
     /// Body of the HTTP reply.
     pub body_bytes: usize,
     /// Requests outstanding on a connection.
     pub pipeline: usize,
-    /// Close a connection after so many requests.
-    pub churn: Option<u64>,
-    /// CPU time that servers burn for each request.
-    pub cpu_per_request: Duration,
+    /// Requests per second over all connections, at fixed times and with latencies from then; `None`
+    /// is saturation.
+    pub rate: Option<f64>,
     /// Workers of each server.
     pub threads: usize,
-    /// How often each model is measured.
-    pub rounds: usize,
+    /// How often each model is measured. What decides, where they go on until enough is known, is the
+    /// ratio of CPU time per request.
+    pub rounds: Rounds,
     /// Traffic before each measured interval.
     pub warmup: Duration,
     /// Each measured interval.
     pub duration: Duration,
     /// No round is begun that would end later than this; what was measured until then is reported.
     pub time_limit: Option<Duration>,
+    /// What is looked at beside the rounds.
+    pub beside: Beside,
+    /// Whether to count what a request costs, in a run of its own for each model.
+    pub costs: bool,
     /// Ends the comparison early.
     pub stop: Option<Stop>,
+}
+
+/// What is looked at beside the timed rounds, and takes time of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing: rows have no [`Untimed`].
+    Nothing,
+    /// Memory and threads with all connections open, which takes one message on each.
+    Memory,
+    /// That, system calls per request, and what servers use while they are idle: about half a second
+    /// for each model.
+    Everything,
 }
 
 impl CompareConfig {
     /// Fewer or shorter rounds than it takes to believe a difference.
     #[must_use]
     pub fn is_first_look(&self) -> bool {
-        self.rounds < 5 || self.duration < Duration::from_secs(2)
+        match self.rounds {
+            Rounds::Fixed(rounds) => {
+                rounds < signed_rank::FEWEST || self.duration * (rounds as u32) < FIRST_LOOK
+            }
+            Rounds::Until { .. } => false,
+        }
     }
 
-    fn check(&self) -> io::Result<()> {
-        if let Some(&connections) = self.connections.first() {
+    /// The size of the file that is asked for.
+    fn index_bytes(&self) -> Option<u64> {
+        let index = self.directory.as_ref()?.join("index.html");
+        std::fs::metadata(index).ok().filter(|file| file.is_file()).map(|file| file.len())
+    }
+
+    /// Whether it can be measured at all: [`run`] begins with this, and whoever has something to do before
+    /// it, such as to replace a file, can ask first.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`], saying what makes no sense.
+    pub fn check(&self) -> io::Result<()> {
+        for point in &self.points {
             // What the load would refuse is refused before a server is started for it.
             LoadConfig {
-                connections,
-                active: self.active,
-                size_bytes: self.size_bytes,
+                connections: point.connections,
+                active: point.active,
+                size_bytes: point.size_bytes,
                 pipeline: self.pipeline,
-                churn: self.churn,
+                rate: self.rate,
+                churn: point.churn,
                 warmup: self.warmup,
                 duration: self.duration,
                 ..LoadConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), Protocol::Echo)
             }
             .check()?;
         }
-        let wrong = if self.models.is_empty() || self.protocols.is_empty() {
+        if let Some(baseline) = &self.baseline
+            && !self.contenders.iter().any(|contender| contender.to_string() == *baseline)
+        {
+            let all: Vec<String> = self.contenders.iter().map(Contender::to_string).collect();
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("no row is called `{baseline}`, but {}", all.join(", ")),
+            ));
+        }
+        if self.protocols.contains(&Protocol::Files) && self.index_bytes().is_none() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "files need a directory with an index.html",
+            ));
+        }
+        let wrong = if self.contenders.is_empty() || self.protocols.is_empty() {
             "there is nothing to compare"
-        } else if self.connections.is_empty() || self.connections.contains(&0) {
-            "there must be at least one connection"
-        } else if self.rounds == 0 || self.duration.is_zero() {
+        } else if self.points.is_empty() {
+            "there must be at least one number of connections"
+        } else if self.rounds.cap() == 0 || self.duration.is_zero() {
             "there must be at least one round, longer than nothing"
-        } else if self.rounds > MAX_ROUNDS {
+        } else if self.rounds.cap() > MAX_ROUNDS {
             "more than 100,000 rounds"
         } else if self.threads == 0 {
             "a server needs at least one thread"
         } else if self.body_bytes > MAX_BYTES {
             "a body of more than 1 GiB"
-        } else if self
-            .active
-            .is_some_and(|active| active == 0 || self.connections.iter().any(|&all| all < active))
-        {
-            "active connections must be at least one and no more than there are connections"
         } else {
             return Ok(());
         };
@@ -126,11 +201,21 @@ pub struct Step {
     pub total: usize,
     /// What runs now.
     pub what: String,
+    /// How the models of this table stand so far.
+    pub standings: Vec<Standing>,
+    /// The model that is being measured, by its place among the standings, and its requests per second
+    /// up to now.
+    pub running: Option<(usize, f64)>,
 }
 
 /// Everything that was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Comparison {
+    /// `kapok-compare`.
+    pub format: String,
+    /// The version of the schema, which grows when a field changes its meaning or goes.
+    pub version: u32,
     /// Too little to believe a difference by.
     pub first_look: bool,
     /// Where it was measured.
@@ -139,6 +224,9 @@ pub struct Comparison {
     pub server_cores: Vec<usize>,
     /// The core of the load.
     pub load_cores: Vec<usize>,
+    /// Workers of each server; `None` in results that are older than this field.
+    #[serde(default)]
+    pub workers: Option<usize>,
     /// What was the same for all.
     pub conditions: Vec<String>,
     /// Length of a measured interval in seconds.
@@ -149,9 +237,20 @@ pub struct Comparison {
     pub stopped_early: bool,
     /// One for each protocol and number of connections.
     pub tables: Vec<Table>,
+    /// What registered connections cost, where three tables or more differ in them only.
+    #[serde(default)]
+    pub slopes: Vec<Slope>,
 }
 
-/// Compares. The calling thread is bound to the load's core from then on.
+impl Comparison {
+    /// Whether this program knows what the fields mean.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.format == FORMAT && self.version == VERSION
+    }
+}
+
+/// Compares. The calling thread is bound to the load's core until this returns.
 ///
 /// # Errors
 ///
@@ -159,30 +258,48 @@ pub struct Comparison {
 /// single models is in their rows.
 pub fn run(config: &CompareConfig, progress: &mut dyn FnMut(&Step)) -> io::Result<Comparison> {
     config.check()?;
-    let begun = Instant::now();
-    let environment = Environment::look(&config.build);
-    let (server_cores, load_cores) = share_out(&environment.cores, config.threads);
-    if !load_cores.is_empty() {
-        environment::pin(&load_cores)?;
+    if config.points.iter().any(|point| point.network == Network::Veth) {
+        // Whether it can be done is known before minutes of measuring.
+        Namespaces::make()?;
     }
+    let begun = Instant::now();
+    let environment = Environment::look(&config.build, &config.versions);
+    let (server_cores, load_cores) = share_out(&environment.cores, config.threads);
+    let _bound = environment::Bound::to(&load_cores, &environment.cores)?;
 
     let mut tables = Vec::new();
     let mut counted = None;
-    let all = config.protocols.len() * config.connections.len();
+    let all = config.protocols.len() * config.points.len();
     let mut step = Step {
         done: 0,
-        total: all * config.models.len() * (config.rounds + 1),
+        total: all * config.contenders.len() * (config.rounds.cap() + 1),
         what: String::new(),
+        standings: Vec::new(),
+        running: None,
     };
-    for &connections in &config.connections {
+    for &point in &config.points {
         for &protocol in &config.protocols {
             let limit = config
                 .time_limit
                 .map(|limit| begun + limit.mul_f64((tables.len() + 1) as f64 / all as f64));
-            let mut bench = table::Bench {
+            let namespaces = match point.network {
+                Network::Loopback => None,
+                Network::Veth => Some(Namespaces::make()?),
+            };
+            let start_backend = || DelayServer::start(point.delay);
+            let backend = match (&namespaces, point.delay.is_zero()) {
+                (_, true) => None,
+                (None, false) => Some(start_backend()?),
+                (Some(namespaces), false) => Some(namespaces.beside_server(start_backend)?),
+            };
+            // The load runs on this thread and on those that it starts.
+            let _inside = namespaces.as_ref().map(Namespaces::enter).transpose()?;
+            let mut bench = bench::Bench {
                 config,
                 protocol,
-                connections,
+                point,
+                backend: backend.as_ref().map(DelayServer::addr),
+                namespaces: namespaces.as_ref(),
                 cores: &server_cores,
                 step: &mut step,
                 progress,
@@ -193,14 +310,18 @@ pub fn run(config: &CompareConfig, progress: &mut dyn FnMut(&Step)) -> io::Resul
         }
     }
     Ok(Comparison {
+        format: FORMAT.to_owned(),
+        version: VERSION,
         first_look: config.is_first_look(),
         conditions: conditions(config, &server_cores, &load_cores),
         environment,
         server_cores,
         load_cores,
+        workers: Some(config.threads),
         seconds: config.duration.as_secs_f64(),
         syscalls_counted: counted.unwrap_or_else(|| "nothing was counted".to_owned()),
         stopped_early: config.stop.as_ref().is_some_and(Stop::requested),
+        slopes: Slope::over(&tables),
         tables,
     })
 }
@@ -238,6 +359,13 @@ fn conditions(config: &CompareConfig, servers: &[usize], load: &[usize]) -> Vec<
          sockets and thread stacks are not in it"
             .to_owned(),
     ];
+    if config.points.iter().any(|point| point.network == Network::Veth) {
+        conditions.push(
+            "two namespaces joined by veth are no network either: packets pass two protocol stacks and two \
+             devices, in segments of 1,500 bytes that offloading puts together, and never leave the kernel"
+                .to_owned(),
+        );
+    }
     if servers.len() < config.threads {
         conditions.push(format!(
             "{} workers share {} core(s): this says nothing about scaling",
@@ -245,9 +373,28 @@ fn conditions(config: &CompareConfig, servers: &[usize], load: &[usize]) -> Vec<
             servers.len()
         ));
     }
-    if !config.cpu_per_request.is_zero() {
-        conditions.push(format!("each request burns {:?} of CPU", config.cpu_per_request));
-    }
+    conditions.push(match config.rate {
+        Some(rate) => format!(
+            "{rate} requests/s at fixed times, whatever the server does; latency from the intended time"
+        ),
+        None => "saturation: every active connection always has its requests outstanding; latency from \
+                 the moment of sending"
+            .to_owned(),
+    });
+    conditions.push(match config.rounds {
+        Rounds::Fixed(rounds) => format!("{rounds} interleaved rounds, the order changing"),
+        Rounds::Until { half_width, least, cap } => format!(
+            "interleaved rounds, the order changing, {least} to {cap} of them, until the 95 % interval \
+             of the CPU ratio is ± {:.1} % and says something; a model that has got there rests",
+            half_width * 100.0
+        ),
+    });
+    conditions.push(format!(
+        "told apart: by Wilcoxon's signed-rank test of the rounds' ratios at {:.0} %; indistinguishable: \
+         not told apart, and the 95 % interval within ± {:.0} %; else unsettled",
+        SIGNIFICANCE * 100.0,
+        MARGIN * 100.0
+    ));
     conditions
 }
 

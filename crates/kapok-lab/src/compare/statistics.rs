@@ -1,9 +1,17 @@
-//! Medians, geometric means, and how far to trust them.
+//! Medians and ratios, and how far to trust them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+use super::signed_rank::SignedRank;
+use super::verdict::Verdict;
+
+/// Resamples of a bootstrap interval.
+const RESAMPLES: usize = 1000;
 
 /// A median and the range it was taken from.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Spread {
     /// The median; of an even number of values the mean of the two in the middle.
     pub median: f64,
@@ -11,6 +19,9 @@ pub struct Spread {
     pub least: f64,
     /// The largest value.
     pub most: f64,
+    /// Where the median lies with 95 % confidence, by resampling the values (percentile bootstrap);
+    /// `None` below five values, which resampling cannot make more of.
+    pub interval: Option<(f64, f64)>,
 }
 
 impl Spread {
@@ -20,64 +31,96 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Spread { median, least, most })
+        Some(Spread { median: median(&values), least, most, interval: bootstrap(&values) })
     }
 }
 
-/// The geometric mean of ratios that were each taken within one round, and where it lies with 95 %
-/// confidence.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// The median of values in their order.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
+    }
+}
+
+/// The interval of the median of values in their order. The same values always give the same one.
+fn bootstrap(sorted: &[f64]) -> Option<(f64, f64)> {
+    if sorted.len() < 5 {
+        return None;
+    }
+    let mut random = fastrand::Rng::with_seed(0x006b_6170_6f6b);
+    let mut medians: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let mut places: Vec<usize> =
+                (0..sorted.len()).map(|_| random.usize(..sorted.len())).collect();
+            places.sort_unstable();
+            let resampled: Vec<f64> = places.into_iter().map(|place| sorted[place]).collect();
+            median(&resampled)
+        })
+        .collect();
+    medians.sort_by(f64::total_cmp);
+    Some((medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40]))
+}
+
+/// A ratio that was taken within each round, over all rounds, and how far to trust it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Ratio {
     /// The geometric mean.
     pub mean: f64,
-    /// The 95 % interval (Student's t on the logarithms); `None` for a single round.
+    /// Where the ratio most likely is: the median of the geometric means of all pairs of rounds
+    /// (Hodges and Lehmann), which no single round can move far.
+    pub estimate: f64,
+    /// Where it lies with 95 % confidence: what the signed-rank test does not reject, from six rounds
+    /// on, and Student's t on the logarithms below that; `None` for a single round.
     pub interval: Option<(f64, f64)>,
+    /// How likely rounds as far from 1 as these are if 1 is the truth (Wilcoxon's signed-rank test,
+    /// two-sided).
+    pub p: f64,
+    /// How many rounds it is from.
+    pub rounds: usize,
+    /// What the rounds say.
+    pub verdict: Verdict,
 }
 
 impl Ratio {
-    /// The mean of `ratios`, which must be positive; `None` when there are none.
+    /// What `ratios`, which must be positive, say together; `None` when there are none.
     #[must_use]
     pub fn of(ratios: &[f64]) -> Option<Ratio> {
         if ratios.is_empty() || ratios.iter().any(|&ratio| !(ratio > 0.0 && ratio.is_finite())) {
             return None;
         }
-        let count = ratios.len() as f64;
-        let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / count;
-        let interval = (ratios.len() > 1).then(|| {
-            let squares: f64 = ratios.iter().map(|ratio| (ratio.ln() - mean).powi(2)).sum();
-            let error = (squares / (count - 1.0) / count).sqrt();
-            let half_width = student_t(ratios.len() - 1) * error;
-            ((mean - half_width).exp(), (mean + half_width).exp())
-        });
-        Some(Ratio { mean: mean.exp(), interval })
+        let logarithms: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
+        let mean = logarithms.iter().sum::<f64>() / logarithms.len() as f64;
+        let ranked = SignedRank::of(&logarithms)?;
+        let interval = ranked.interval.or_else(|| student_interval(&logarithms, mean));
+        let interval = interval.map(|(low, high)| (low.exp(), high.exp()));
+        Some(Ratio {
+            mean: mean.exp(),
+            estimate: ranked.estimate.exp(),
+            interval,
+            p: ranked.p,
+            rounds: ratios.len(),
+            verdict: Verdict::of(ranked.p, ranked.estimate, interval, ratios.len()),
+        })
     }
 
-    /// Whether the rounds do not tell this ratio from 1.
+    /// Half the width of the interval, relative: 0.025 is plus and minus 2.5 %.
     #[must_use]
-    pub fn indistinguishable(&self) -> bool {
-        self.interval.is_none_or(|(low, high)| low <= 1.0 && high >= 1.0)
+    pub fn half_width(&self) -> Option<f64> {
+        self.interval.map(|(low, high)| (high / low).sqrt() - 1.0)
     }
 }
 
-/// Two-sided 95 % quantiles of Student's t.
-fn student_t(degrees_of_freedom: usize) -> f64 {
-    const QUANTILES: [f64; 30] = [
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-        2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-        2.052, 2.048, 2.045, 2.042,
-    ];
-    QUANTILES.get(degrees_of_freedom.wrapping_sub(1)).copied().unwrap_or_else(|| {
-        // The first terms of its expansion about the normal quantile (Abramowitz and Stegun,
-        // 26.7.5): exact to three digits here.
-        let z = 1.959_964_f64;
-        z + (z.powi(3) + z) / (4.0 * degrees_of_freedom as f64)
-    })
+/// The 95 % interval of the mean by Student's t; `None` for a single value.
+fn student_interval(values: &[f64], mean: f64) -> Option<(f64, f64)> {
+    let freedom = values.len().checked_sub(1).filter(|freedom| *freedom > 0)? as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let error = (squares / freedom / values.len() as f64).sqrt();
+    let quantile = StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(0.975);
+    Some((mean - quantile * error, mean + quantile * error))
 }
 
 #[cfg(test)]
@@ -87,41 +130,45 @@ mod tests {
     #[test]
     fn medians_of_odd_and_even_numbers_of_values() {
         let odd = Spread::of([9.0, 1.0, 5.0]).unwrap();
-        assert_eq!(odd, Spread { median: 5.0, least: 1.0, most: 9.0 });
+        assert_eq!((odd.median, odd.least, odd.most, odd.interval), (5.0, 1.0, 9.0, None));
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 8.0]).unwrap().median, 3.0);
         assert_eq!(Spread::of([7.0]).unwrap().median, 7.0);
         assert_eq!(Spread::of([]), None);
     }
 
     #[test]
+    fn the_interval_of_a_median_holds_it_about_as_often_as_it_says() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let held = (0..400)
+            .filter(|_| {
+                // Skewed, with the median at ln 2.
+                let values: Vec<f64> = (0..25).map(|_| -(1.0 - random.f64()).ln()).collect();
+                let (low, high) = Spread::of(values).unwrap().interval.unwrap();
+                (low..=high).contains(&std::f64::consts::LN_2)
+            })
+            .count();
+        // 95 % and what a bootstrap of 25 values lacks.
+        assert!((360..=398).contains(&held), "{held} of 400");
+    }
+
+    #[test]
     fn the_geometric_mean_treats_half_and_double_alike() {
         let ratio = Ratio::of(&[0.5, 2.0]).unwrap();
-        assert!((ratio.mean - 1.0).abs() < 1e-12);
-        assert!(ratio.indistinguishable());
+        assert!((ratio.mean - 1.0).abs() < 1e-12 && (ratio.estimate - 1.0).abs() < 1e-12);
         assert!((Ratio::of(&[1.0, 10.0, 100.0]).unwrap().mean - 10.0).abs() < 1e-9);
     }
 
     #[test]
-    fn an_interval_computed_by_hand() {
+    fn a_few_rounds_have_an_interval_by_student() {
         // Logarithms -0.1, -0.2, -0.3: mean -0.2, standard deviation 0.1, standard error 0.057735,
         // t(2) = 4.303, half width 0.248434.
         let ratios = [-0.1_f64, -0.2, -0.3].map(f64::exp);
         let ratio = Ratio::of(&ratios).unwrap();
         assert!((ratio.mean - (-0.2_f64).exp()).abs() < 1e-12);
         let (low, high) = ratio.interval.unwrap();
-        assert!((low.ln() + 0.448_434).abs() < 1e-5, "{low}");
-        assert!((high.ln() - 0.048_434).abs() < 1e-5, "{high}");
-        assert!(ratio.indistinguishable());
-        assert!(!Ratio::of(&[0.5, 0.51, 0.49]).unwrap().indistinguishable());
-    }
-
-    #[test]
-    fn quantiles_go_on_beyond_the_table() {
-        for (degrees, quantile) in
-            [(30, 2.042), (31, 2.040), (40, 2.021), (60, 2.000), (120, 1.980)]
-        {
-            assert!((student_t(degrees) - quantile).abs() < 0.005, "{degrees}");
-        }
+        assert!((low.ln() + 0.448_414).abs() < 1e-4, "{low}");
+        assert!((high.ln() - 0.048_414).abs() < 1e-4, "{high}");
+        assert!((ratio.half_width().unwrap() - 0.248_414_f64.exp_m1()).abs() < 1e-4);
     }
 
     #[test]
@@ -129,6 +176,7 @@ mod tests {
         assert_eq!(Ratio::of(&[]), None);
         assert_eq!(Ratio::of(&[1.0, f64::INFINITY]), None);
         assert_eq!(Ratio::of(&[1.0, 0.0]), None);
-        assert!(Ratio::of(&[0.2]).unwrap().indistinguishable());
+        let one = Ratio::of(&[0.2]).unwrap();
+        assert_eq!((one.interval, one.verdict), (None, Verdict::Unsettled));
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Connection<R> {
     pub(super) requests: u64,
     /// Replies verified.
     pub(super) replies: u64,
+    /// Replies verified at this place in the measured interval, whichever connection had it.
+    pub(super) measured: u64,
     /// When a reply was last completed, or first awaited.
     pub(super) heard_ns: u64,
     /// Its place in the schedule of a fixed rate.
@@ -51,6 +53,7 @@ impl<R> Connection<R> {
             written: 0,
             requests: 0,
             replies: 0,
+            measured: 0,
             heard_ns: 0,
             turns: Turns::default(),
             reader: None,

@@ -28,6 +28,10 @@ const RETRY_NS: u64 = 20 * MS;
 /// How long to listen for surplus replies after the last one that was due.
 const QUIET_NS: u64 = 20 * MS;
 
+/// How long traffic goes on between a pause and the interval, and what each active connection adds.
+const SETTLING: Duration = Duration::from_millis(20);
+const SETTLING_EACH: Duration = Duration::from_micros(5);
+
 const READ_BUFFER_BYTES: usize = 64 << 10;
 const TICK_NS: u64 = 20 * MS;
 const PROGRESS_NS: u64 = 100 * MS;
@@ -57,6 +61,10 @@ pub(super) struct Generator<'a, T: Traffic> {
     running: bool,
     /// No request is issued any more.
     ending: bool,
+    /// The interval has begun, or will in a moment.
+    settling: bool,
+    /// Replies from then on.
+    since_settling: u64,
     /// Replies are counted.
     measuring: bool,
     /// Requests that began before are not measured.
@@ -97,11 +105,13 @@ impl<'a, T: Traffic> Generator<'a, T> {
             serial: index as u64,
             running: false,
             ending: false,
+            settling: false,
+            since_settling: 0,
             measuring: false,
             measured_from_ns: u64::MAX,
             next_scan_ns: 0,
             next_progress_ns: 0,
-            tally: Tally::new(),
+            tally: Tally::new(config.duration),
         })
     }
 
@@ -137,7 +147,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
             } else if now - moved_ns > self.config.patience.as_nanos() as u64 {
                 break;
             }
-            if self.tally.served == 0 && self.tally.errors.total() > 0 {
+            if self.nobody_was_served() && self.tally.errors.total() > 0 {
                 return Err(self.never_served());
             }
         }
@@ -152,6 +162,13 @@ impl<'a, T: Traffic> Generator<'a, T> {
         self.connections.iter().filter(open).count()
     }
 
+    /// By no thread: that one has none who is served is for the report.
+    fn nobody_was_served(&self) -> bool {
+        let others =
+            || self.shared.counts.iter().map(|counts| counts.served.load(Ordering::Relaxed));
+        self.tally.served == 0 && others().all(|served| served == 0)
+    }
+
     fn never_served(&self) -> io::Error {
         let reason = self.tally.errors.examples.first().map_or_else(
             || format!("no reply within {:?}", self.config.patience),
@@ -161,7 +178,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
     }
 
     pub(super) fn retire_unserved(&mut self) -> io::Result<()> {
-        if self.tally.served == 0 && !self.stop_requested() {
+        if self.nobody_was_served() && !self.stop_requested() {
             return Err(self.never_served());
         }
         for connection in &mut self.connections {
@@ -192,17 +209,29 @@ impl<'a, T: Traffic> Generator<'a, T> {
         }
     }
 
+    /// Goes on until the requests that were outstanding before the pause are among many others.
+    pub(super) fn settle(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
+        self.settling = true;
+        let active = self.config.active.unwrap_or(self.config.connections);
+        let time = SETTLING + SETTLING_EACH * active as u32;
+        self.drive(time, Phase::Settling, callback)
+    }
+
     pub(super) fn measure(&mut self, callback: &mut Option<Callback<'_>>) -> io::Result<()> {
         let (cpu, waited) = (thread_cpu_time(), thread_wait_for_core());
         let from = self.now_ns();
         self.measured_from_ns = from;
+        self.tally.slices.begin(from);
         self.tally.backlog.most = self.backlog;
         self.measuring = true;
         let driven = self.drive(self.config.duration, Phase::Measuring, callback);
         self.measuring = false;
+        self.settling = false;
         self.tally.cpu = thread_cpu_time().saturating_sub(cpu);
         self.tally.waited = thread_wait_for_core().saturating_sub(waited);
         self.tally.measured = Duration::from_nanos(self.now_ns() - from);
+        let active = self.connections[..self.active].iter();
+        self.tally.least = active.map(|connection| connection.measured).min().unwrap_or(0);
         driven
     }
 
@@ -349,6 +378,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
         let counts = &self.shared.counts[self.index];
         counts.served.store(self.tally.served as u64, Ordering::Relaxed);
         counts.requests.store(self.tally.requests, Ordering::Relaxed);
+        counts.since_settling.store(self.since_settling, Ordering::Relaxed);
         counts.errors.store(self.tally.errors.total(), Ordering::Relaxed);
     }
 
@@ -473,16 +503,22 @@ impl<'a, T: Traffic> Generator<'a, T> {
     fn answered(&mut self, index: usize, replies: u64, now: u64) {
         let pipeline = self.config.pipeline as u64;
         let connection = &mut self.connections[index];
+        self.tally.slices.advance(now);
         let places = &self.starts_ns[index * self.config.pipeline..][..self.config.pipeline];
         for reply in connection.replies..connection.replies + replies {
             let start_ns = places[(reply % pipeline) as usize];
             if start_ns >= self.measured_from_ns {
-                self.tally.latency_ns.saturating_record(now.saturating_sub(start_ns));
+                self.tally.slices.record(now.saturating_sub(start_ns));
             }
         }
         connection.replies += replies;
+        if self.settling {
+            self.since_settling += replies;
+        }
         if self.measuring {
             self.tally.requests += replies;
+            self.tally.slices.replies(replies);
+            connection.measured += replies;
         }
         let worn_out = self.config.churn.is_some_and(|churn| connection.replies >= churn);
         if worn_out && !self.ending {
@@ -532,7 +568,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
 
 /// Waits for events until `wait_ns` have passed. The selector's own time-outs are whole
 /// milliseconds, which a schedule of many requests per millisecond cannot wait for.
-fn poll_until(poll: &mut Poll, events: &mut Events, wait_ns: u64) -> io::Result<()> {
+pub(crate) fn poll_until(poll: &mut Poll, events: &mut Events, wait_ns: u64) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "freebsd"))]
     if wait_ns > 0 {
         let mut selector = libc::pollfd { fd: poll.as_raw_fd(), events: libc::POLLIN, revents: 0 };

@@ -11,6 +11,9 @@
 //! Nothing is believed: every byte of every echo is compared, every HTTP reply has its status and
 //! length checked, and a reply that nobody asked for is an error.
 //!
+//! Where one machine is not load enough, several generators make one load ([`run_part`]), and
+//! [`join`] puts together what they found, without trusting their clocks.
+//!
 //! Invariants:
 //! - the steady state allocates nothing, and makes one `read` and one `write` per batch of replies;
 //! - every connection is served once, and verified, before any time is measured;
@@ -21,18 +24,27 @@ mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod generator;
+mod join;
 mod limits;
+mod member;
+mod merge;
+mod part;
 mod phases;
 mod report;
 mod schedule;
+mod slices;
 mod traffic;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub(crate) use generator::poll_until;
+pub use join::{Gathering, JoinConfig, Joined, join};
 pub use limits::raise_descriptor_limit;
+pub use part::run_part;
 pub use report::{Backlog, Errors, Latency, LoadReport};
+pub use slices::{Slice, Slices};
 
 use crate::{Protocol, Stop};
 
@@ -150,7 +162,12 @@ pub enum Phase {
     Connecting,
     /// All that can be served have been; nothing is being sent yet, then traffic starts.
     WarmUp,
-    /// The measured interval begins.
+    /// The time to read meters that take a while: traffic pauses for the callback, and then goes on for
+    /// as long as it takes until what the server has done in the pause is no more to be seen.
+    Settling,
+    /// The measured interval begins. Traffic pauses for the callback, so that only what is read at once,
+    /// as a clock of CPU time, should be read here: what the server does in the meantime is work for
+    /// replies that will be counted.
     Measuring,
     /// The measured interval has ended; replies that are still due are awaited.
     Draining,
@@ -166,6 +183,9 @@ pub struct Progress {
     pub served: usize,
     /// Replies verified so far in the measured interval.
     pub requests: u64,
+    /// Replies verified since [`Phase::Settling`] began, those of the measured interval among them: what
+    /// meters that were read there are about.
+    pub since_settling: u64,
     /// Errors so far, of all kinds.
     pub errors: u64,
     /// Time since the run began.

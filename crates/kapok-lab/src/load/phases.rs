@@ -29,6 +29,7 @@ pub(super) struct Shared {
 pub(super) struct Counts {
     pub(super) served: AtomicU64,
     pub(super) requests: AtomicU64,
+    pub(super) since_settling: AtomicU64,
     pub(super) errors: AtomicU64,
 }
 
@@ -74,7 +75,7 @@ fn run_thread(
 ) -> Tally {
     match config.protocol {
         Protocol::Echo => run_phases(config, shared, index, progress, Echo::new(config.size_bytes)),
-        Protocol::Http => {
+        Protocol::Http | Protocol::Files => {
             let traffic = Http::new(&config.addr.to_string(), config.body_bytes);
             run_phases(config, shared, index, progress, traffic)
         }
@@ -98,13 +99,15 @@ fn run_phases<T: Traffic>(
         generator.serve_once(usize::MAX, callback)?;
         generator.retire_unserved()
     });
-    worker.step(Some(Phase::Measuring), |generator, callback| {
+    worker.step(Some(Phase::Settling), |generator, callback| {
         generator.start_traffic();
         generator.drive(config.warmup, Phase::WarmUp, callback)
     });
+    worker.step(Some(Phase::Measuring), Generator::settle);
     worker.step(Some(Phase::Draining), Generator::measure);
     worker.step(None, Generator::drain);
-    worker.generator.map_or_else(Tally::new, |generator| generator.tally)
+    let duration = config.duration;
+    worker.generator.map_or_else(|| Tally::new(duration), |generator| generator.tally)
 }
 
 /// A thread on its way through the phases.
@@ -158,6 +161,7 @@ pub(super) fn look(shared: &Shared, phase: Phase) -> Progress {
         phase,
         served: served as usize,
         requests: sum(|counts| &counts.requests),
+        since_settling: sum(|counts| &counts.since_settling),
         errors: sum(|counts| &counts.errors),
         elapsed: shared.start.elapsed(),
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use super::slices::{Slice, Slices};
 
 /// Above this share of its core the load generator is what limits the throughput.
 const LIMITING_CPU_SHARE: f64 = 0.9;
@@ -12,7 +14,8 @@ const LIMITING_CPU_SHARE: f64 = 0.9;
 const EXAMPLES: usize = 5;
 
 /// The result of one run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LoadReport {
     /// The server.
     pub addr: String,
@@ -34,6 +37,9 @@ pub struct LoadReport {
     pub requests: u64,
     /// `requests` over `seconds`.
     pub requests_per_second: f64,
+    /// Replies on the slowest active connection, relative to the mean over all of them: 1 is
+    /// perfectly fair, 0 is a connection that had none.
+    pub slowest_share: f64,
     /// Bytes received in the measured interval.
     pub bytes_received: u64,
     /// Bytes sent in the measured interval.
@@ -58,10 +64,16 @@ pub struct LoadReport {
     pub generator_limited: bool,
     /// The run was stopped before its time.
     pub stopped_early: bool,
+    /// The measured interval in slices of a tenth of a second, or of a hundredth of the interval.
+    pub series: Vec<Slice>,
+    /// The latencies that the percentiles are of. Not in the JSON: see [`Slices::write_log`].
+    #[serde(skip)]
+    pub slices: Slices,
 }
 
 /// Faults by kind.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Errors {
     /// Connections that could not be opened.
     pub connect: u64,
@@ -107,7 +119,7 @@ impl Errors {
         }
     }
 
-    fn add(&mut self, other: Errors) {
+    pub(super) fn add(&mut self, other: Errors) {
         self.connect += other.connect;
         self.read += other.read;
         self.write += other.write;
@@ -120,7 +132,8 @@ impl Errors {
 
 /// Requests that the schedule had due before they could be sent, because their connection still
 /// awaited earlier replies.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Backlog {
     /// The most that were due and not sent at any time.
     pub most: u64,
@@ -129,7 +142,8 @@ pub struct Backlog {
 }
 
 /// Latency percentiles in microseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Latency {
     /// Requests that were measured.
     pub count: u64,
@@ -148,7 +162,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    pub(super) fn of(nanoseconds: &Histogram<u64>) -> Latency {
+    pub(crate) fn of(nanoseconds: &Histogram<u64>) -> Latency {
         let at = |quantile| nanoseconds.value_at_quantile(quantile) as f64 / 1e3;
         Latency {
             count: nanoseconds.len(),
@@ -166,10 +180,12 @@ impl Latency {
 #[derive(Debug)]
 pub(super) struct Tally {
     pub(super) requests: u64,
+    /// Replies on the connection that had the fewest.
+    pub(super) least: u64,
     pub(super) bytes_received: u64,
     pub(super) bytes_sent: u64,
     pub(super) errors: Errors,
-    pub(super) latency_ns: Histogram<u64>,
+    pub(super) slices: Slices,
     pub(super) reopened: u64,
     pub(super) served: usize,
     pub(super) backlog: Backlog,
@@ -180,15 +196,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new() -> Tally {
+    pub(super) fn new(duration: Duration) -> Tally {
         Tally {
             requests: 0,
+            least: 0,
             bytes_received: 0,
             bytes_sent: 0,
             errors: Errors::default(),
-            // From 1 ns to 100 s at three digits; what is longer is counted as 100 s.
-            latency_ns: Histogram::new_with_bounds(1, 100_000_000_000, 3)
-                .expect("these bounds are within what the histogram can hold"),
+            slices: Slices::new(duration),
             reopened: 0,
             served: 0,
             backlog: Backlog::default(),
@@ -202,10 +217,11 @@ impl Tally {
     /// Takes in what another thread counted over the same interval.
     pub(super) fn merge(&mut self, other: Tally) {
         self.requests += other.requests;
+        self.least = self.least.min(other.least);
         self.bytes_received += other.bytes_received;
         self.bytes_sent += other.bytes_sent;
         self.errors.add(other.errors);
-        self.latency_ns.add(&other.latency_ns).expect("all tallies have the same bounds");
+        self.slices.merge(&other.slices);
         self.reopened += other.reopened;
         self.served += other.served;
         self.backlog.most += other.backlog.most;
@@ -231,10 +247,12 @@ impl Tally {
             seconds,
             requests: self.requests,
             requests_per_second: per_second(self.requests as f64),
+            slowest_share: self.least as f64 * config.active.unwrap_or(config.connections) as f64
+                / self.requests.max(1) as f64,
             bytes_received: self.bytes_received,
             bytes_sent: self.bytes_sent,
             errors: self.errors,
-            latency: Latency::of(&self.latency_ns),
+            latency: Latency::of(&self.slices.all()),
             reopened: self.reopened,
             backlog: config.rate.map(|_| self.backlog),
             cpu_share,
@@ -242,6 +260,8 @@ impl Tally {
             cpu_us_per_request: self.cpu.as_secs_f64() * 1e6 / self.requests.max(1) as f64,
             generator_limited: cpu_share >= LIMITING_CPU_SHARE,
             stopped_early: self.stopped_early,
+            series: self.slices.series(seconds),
+            slices: self.slices,
         }
     }
 }
@@ -252,11 +272,11 @@ mod tests {
 
     #[test]
     fn percentiles_of_known_latencies() {
-        let mut tally = Tally::new();
+        let mut slices = Slices::new(Duration::from_secs(1));
         for microseconds in 1..=1000_u64 {
-            tally.latency_ns.record(microseconds * 1000).unwrap();
+            slices.record(microseconds * 1000);
         }
-        let latency = Latency::of(&tally.latency_ns);
+        let latency = Latency::of(&slices.all());
         let close = |got: f64, expected: f64| (got / expected - 1.0).abs() < 0.002;
         assert_eq!(latency.count, 1000);
         assert!(close(latency.mean_us, 500.5), "{latency:?}");

@@ -1,12 +1,12 @@
-//! Counting system calls with a perf counter on the tracepoint `raw_syscalls:sys_enter`.
+//! Counting system calls with a perf counter on the tracepoint `raw_syscalls:sys_enter`, and opening
+//! tracepoints for others.
 
-use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, Read};
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
-const TRACEPOINT: &str = "events/raw_syscalls/sys_enter/id";
+use super::tracefs::Tracefs;
 
 /// `struct perf_event_attr` in its first published size, which is all that counting needs and what
 /// every kernel takes.
@@ -38,13 +38,13 @@ pub(super) struct TracepointCounter {
 impl TracepointCounter {
     /// Begins to count. Every system call on this machine is a little slower until this is dropped.
     pub(super) fn of(pid: u32) -> io::Result<TracepointCounter> {
-        let tracepoint = tracepoint_id()?;
+        let tracepoint = Tracefs::open()?.id("raw_syscalls/sys_enter")?;
         let mut counters = Vec::new();
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let name = task?.file_name();
             let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            match open(tracepoint, thread) {
-                Ok(counter) => counters.push(counter),
+            match open(tracepoint, thread, -1, INHERIT) {
+                Ok(counter) => counters.push(counter.into()),
                 // The thread has ended since it was listed.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => return Err(error),
@@ -64,12 +64,24 @@ impl TracepointCounter {
     }
 }
 
-fn open(tracepoint: u64, thread: libc::pid_t) -> io::Result<fs::File> {
+/// A counter of a tracepoint that every process on this machine passes by, for a program of the
+/// kernel's to be hung on it.
+pub(super) fn tracepoint_of_all(tracepoint: u64) -> io::Result<OwnedFd> {
+    // A program that hangs on a tracepoint runs on all processors, whichever the counter is for.
+    open(tracepoint, -1, 0, 0)
+}
+
+fn open(
+    tracepoint: u64,
+    thread: libc::pid_t,
+    processor: libc::c_int,
+    flags: u64,
+) -> io::Result<OwnedFd> {
     let attributes = Attributes {
         kind: PERF_TYPE_TRACEPOINT,
         size: size_of::<Attributes>() as u32,
         config: tracepoint,
-        flags: INHERIT,
+        flags,
         // SAFETY: all fields are integers, for which zero is a value.
         ..unsafe { zeroed() }
     };
@@ -80,7 +92,7 @@ fn open(tracepoint: u64, thread: libc::pid_t) -> io::Result<fs::File> {
             libc::SYS_perf_event_open,
             &raw const attributes,
             thread,
-            -1 as libc::c_int,
+            processor,
             -1 as libc::c_int,
             CLOSE_ON_EXEC,
         )
@@ -89,81 +101,5 @@ fn open(tracepoint: u64, thread: libc::pid_t) -> io::Result<fs::File> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call has just given us this descriptor, and nobody else knows it.
-    Ok(fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) }))
-}
-
-/// The tracepoint's number, which differs from kernel to kernel: from where tracefs is mounted or,
-/// for root, from a mount of it that is attached nowhere and so seen by nobody.
-fn tracepoint_id() -> io::Result<u64> {
-    let mut refusal = None;
-    for root in ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"] {
-        let path = format!("{root}/{TRACEPOINT}");
-        match fs::read_to_string(&path) {
-            Ok(text) => return parse_id(&text),
-            Err(error) => {
-                let error = io::Error::new(error.kind(), format!("{path}: {error}"));
-                // "Permission denied" says more than "not found" where the other mount is missing.
-                if refusal.is_none() || error.kind() == io::ErrorKind::PermissionDenied {
-                    refusal = Some(error);
-                }
-            }
-        }
-    }
-    match detached_tracefs() {
-        Ok(text) => parse_id(&text),
-        Err(_) => Err(refusal.unwrap_or_else(|| io::ErrorKind::NotFound.into())),
-    }
-}
-
-fn parse_id(text: &str) -> io::Result<u64> {
-    text.trim().parse().map_err(|_| io::Error::other(format!("{TRACEPOINT} holds no number")))
-}
-
-fn detached_tracefs() -> io::Result<String> {
-    const FSCONFIG_CMD_CREATE: libc::c_long = 6;
-    let system = open_by(|| {
-        let name: &CStr = c"tracefs";
-        // SAFETY: the name is a C string that outlives the call.
-        unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), 1 as libc::c_long) }
-    })?;
-    let null = std::ptr::null::<libc::c_char>();
-    // SAFETY: this command takes no key and no value.
-    let created = unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            system.as_raw_fd(),
-            FSCONFIG_CMD_CREATE,
-            null,
-            null,
-            0 as libc::c_long,
-        )
-    };
-    if created < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: only numbers are passed.
-    let mount = open_by(|| unsafe {
-        libc::syscall(libc::SYS_fsmount, system.as_raw_fd(), 1 as libc::c_long, 0 as libc::c_long)
-    })?;
-    let path = CString::new(TRACEPOINT).map_err(io::Error::other)?;
-    // SAFETY: the path is a C string that outlives the call.
-    let file = open_by(|| unsafe {
-        libc::syscall(
-            libc::SYS_openat,
-            mount.as_raw_fd(),
-            path.as_ptr(),
-            libc::O_RDONLY | libc::O_CLOEXEC,
-        )
-    })?;
-    io::read_to_string(fs::File::from(file))
-}
-
-fn open_by(call: impl FnOnce() -> libc::c_long) -> io::Result<OwnedFd> {
-    match call() {
-        fd if fd >= 0 => {
-            // SAFETY: the call has just given us this descriptor, and nobody else knows it.
-            Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
-        }
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }

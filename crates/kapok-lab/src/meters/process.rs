@@ -40,6 +40,16 @@ impl Usage {
         Ok(Usage { cpu: cpu_time(pid)?, ..usage })
     }
 
+    /// Reads the CPU clock again: the interval begins only now. What takes longer to be read,
+    /// [`at_start`](Usage::at_start) has read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`at_start`](Usage::at_start).
+    pub fn begins_now(self, pid: u32) -> io::Result<Usage> {
+        Ok(Usage { cpu: cpu_time(pid)?, ..self })
+    }
+
     /// Reads the meters of process `pid` as an interval ends: the CPU clock first.
     ///
     /// # Errors
@@ -50,7 +60,7 @@ impl Usage {
         Ok(Usage { cpu, ..Usage::without_clock(pid)? })
     }
 
-    fn without_clock(pid: u32) -> io::Result<Usage> {
+    pub(super) fn without_clock(pid: u32) -> io::Result<Usage> {
         let stat = read(pid, "stat")?;
         // The name, in parentheses, may hold anything; the fields follow its last parenthesis.
         let fields: Vec<&str> =
@@ -62,6 +72,10 @@ impl Usage {
         };
         let (switches, threads) = switches(pid)?;
         Ok(Usage { cpu: Duration::ZERO, user_ticks, system_ticks, switches, threads })
+    }
+
+    pub(super) fn with_clock(self, cpu: Duration) -> Usage {
+        Usage { cpu, ..self }
     }
 
     /// What was used between `earlier` and this reading. Context switches of threads that ended in
@@ -77,6 +91,21 @@ impl Usage {
                 involuntary: self.switches.involuntary.saturating_sub(earlier.switches.involuntary),
             },
             threads: self.threads,
+        }
+    }
+
+    /// Two processes together.
+    #[must_use]
+    pub fn plus(&self, other: &Usage) -> Usage {
+        Usage {
+            cpu: self.cpu + other.cpu,
+            user_ticks: self.user_ticks + other.user_ticks,
+            system_ticks: self.system_ticks + other.system_ticks,
+            switches: Switches {
+                voluntary: self.switches.voluntary + other.switches.voluntary,
+                involuntary: self.switches.involuntary + other.switches.involuntary,
+            },
+            threads: self.threads + other.threads,
         }
     }
 
@@ -159,12 +188,15 @@ fn switches(pid: u32) -> io::Result<(Switches, u64)> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn cpu_time(_pid: u32) -> io::Result<Duration> {
+/// As on Linux, where there is such a clock.
+pub(crate) fn cpu_time(_pid: u32) -> io::Result<Duration> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// The CPU clock of a process: nanoseconds, threads that have ended included. It can be read until the
+/// process is reaped.
 #[cfg(target_os = "linux")]
-fn cpu_time(pid: u32) -> io::Result<Duration> {
+pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
     let mut clock = 0;
     // SAFETY: `clock` is a clockid_t that outlives the call.
     let result = unsafe { libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock) };

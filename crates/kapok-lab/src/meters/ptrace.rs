@@ -11,8 +11,10 @@
 //! joined, and until then a wait for the process by another thread of ours would be answered with a
 //! stop of the trace: so the counter's drop waits until the kernel has done with the thread.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::mem::{size_of, zeroed};
 use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -28,9 +30,14 @@ pub(super) struct TraceCounter {
     tracer: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+/// More than there are system calls, the highest of which is 470.
+const KINDS: usize = 600;
+
+#[derive(Debug)]
 struct Shared {
     calls: AtomicU64,
+    /// The same by number.
+    kinds: [AtomicU64; KINDS],
     stop: AtomicBool,
     /// The tracer's number in `/proc/self/task`.
     tracer: AtomicI32,
@@ -38,7 +45,12 @@ struct Shared {
 
 impl TraceCounter {
     pub(super) fn of(pid: u32) -> io::Result<TraceCounter> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            calls: AtomicU64::new(0),
+            kinds: [const { AtomicU64::new(0) }; KINDS],
+            stop: AtomicBool::new(false),
+            tracer: AtomicI32::new(0),
+        });
         let (attached, answer) = mpsc::channel();
         let tracer = thread::Builder::new().name("kapok-tracer".into()).spawn({
             let shared = Arc::clone(&shared);
@@ -68,6 +80,12 @@ impl TraceCounter {
     pub(super) fn read(&self) -> u64 {
         self.shared.calls.load(Ordering::Relaxed)
     }
+
+    /// Calls by number. Empty on kernels before 5.3, which do not tell.
+    pub(super) fn kinds(&self) -> BTreeMap<u32, u64> {
+        let counts = self.shared.kinds.iter().map(|count| count.load(Ordering::Relaxed));
+        (0..).zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
 }
 
 impl Drop for TraceCounter {
@@ -86,7 +104,8 @@ impl Drop for TraceCounter {
     }
 }
 
-fn attach(pid: u32) -> io::Result<()> {
+/// Attaches the calling thread to all threads of a process, and to those that they make.
+pub(crate) fn attach(pid: u32) -> io::Result<()> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let name = task?.file_name();
         let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -98,7 +117,7 @@ fn attach(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
+pub(crate) fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
     // SAFETY: these requests take no memory of ours: the address is null and the data a number.
     let result = unsafe {
         libc::ptrace(request, thread, null_mut::<libc::c_void>(), data as *mut libc::c_void)
@@ -140,6 +159,9 @@ fn count(shared: &Shared, process: libc::pid_t) {
         if signal == libc::SIGTRAP | 0x80 {
             if inside.insert(thread) {
                 shared.calls.fetch_add(1, Ordering::Relaxed);
+                if let Some(kind) = entered(thread).and_then(|call| shared.kinds.get(call)) {
+                    kind.fetch_add(1, Ordering::Relaxed);
+                }
             } else {
                 inside.remove(&thread);
             }
@@ -152,16 +174,64 @@ fn count(shared: &Shared, process: libc::pid_t) {
     }
 }
 
+/// The number of the call that a stopped thread enters, if it is entering one.
+fn entered(thread: libc::pid_t) -> Option<usize> {
+    match at_call(thread)? {
+        AtCall::Enters { number, .. } => usize::try_from(number).ok(),
+        AtCall::Leaves { .. } => None,
+    }
+}
+
+/// Where a thread has stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AtCall {
+    /// It enters a call.
+    Enters { number: u64, arguments: [u64; 6] },
+    /// It leaves one, which returns this: an error is negative.
+    Leaves { result: i64 },
+}
+
+/// What a thread that has stopped at a call is about; `None` on kernels before 5.3.
+pub(crate) fn at_call(thread: libc::pid_t) -> Option<AtCall> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: libc::ptrace_syscall_info = unsafe { zeroed() };
+    let bytes = size_of::<libc::ptrace_syscall_info>();
+    // SAFETY: the kernel writes at most `bytes` into `info`, which outlives the call.
+    let written = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GET_SYSCALL_INFO,
+            thread,
+            bytes,
+            (&raw mut info).cast::<libc::c_void>(),
+        )
+    };
+    if written < 0 {
+        return None;
+    }
+    match info.op {
+        libc::PTRACE_SYSCALL_INFO_ENTRY => {
+            // SAFETY: `op` says that this is what was filled in.
+            let entry = unsafe { info.u.entry };
+            Some(AtCall::Enters { number: entry.nr, arguments: entry.args })
+        }
+        libc::PTRACE_SYSCALL_INFO_EXIT => {
+            // SAFETY: `op` says that this is what was filled in.
+            Some(AtCall::Leaves { result: unsafe { info.u.exit.sval } })
+        }
+        _ => None,
+    }
+}
+
 /// What has become of a tracee.
-struct News {
-    thread: libc::pid_t,
-    has_ended: bool,
+pub(crate) struct News {
+    pub(crate) thread: libc::pid_t,
+    pub(crate) has_ended: bool,
     /// The signal that it stopped with, and above its 8 bits the event (ptrace(2)).
-    status: i32,
+    pub(crate) status: i32,
 }
 
 /// Looks for news of the calling thread's tracees, without waiting.
-fn look(
+pub(crate) fn look(
     whose: libc::idtype_t,
     thread: libc::pid_t,
     kinds: libc::c_int,

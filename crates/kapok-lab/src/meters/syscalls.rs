@@ -34,7 +34,7 @@ pub struct SyscallCounter(Way);
 #[derive(Debug)]
 enum Way {
     #[cfg(target_os = "linux")]
-    Tracepoint(TracepointCounter),
+    Tracepoint(Vec<TracepointCounter>),
     #[cfg(target_os = "linux")]
     Ptrace(TraceCounter),
 }
@@ -60,7 +60,7 @@ impl SyscallCounter {
     #[cfg(target_os = "linux")]
     pub fn of(pid: u32) -> io::Result<SyscallCounter> {
         let by_perf = match TracepointCounter::of(pid) {
-            Ok(counter) => return Ok(SyscallCounter(Way::Tracepoint(counter))),
+            Ok(counter) => return Ok(SyscallCounter(Way::Tracepoint(vec![counter]))),
             Err(error) => error,
         };
         match TraceCounter::of(pid) {
@@ -69,6 +69,38 @@ impl SyscallCounter {
                 Err(io::Error::other(format!("by a tracepoint: {by_perf}; by tracing: {error}")))
             }
         }
+    }
+
+    /// Begins to count the calls of all of `processes`, as [`of`](SyscallCounter::of) one of them; those
+    /// of children that they make later are counted too. Several at once cannot be traced.
+    ///
+    /// # Errors
+    ///
+    /// As for [`of`](SyscallCounter::of).
+    #[cfg(target_os = "linux")]
+    pub fn of_all(processes: &[u32]) -> io::Result<SyscallCounter> {
+        if let [one] = processes {
+            return SyscallCounter::of(*one);
+        }
+        let counters: io::Result<Vec<_>> =
+            processes.iter().map(|&process| TracepointCounter::of(process)).collect();
+        counters.map(|counters| SyscallCounter(Way::Tracepoint(counters))).map_err(|by_perf| {
+            let why = format!(
+                "by a tracepoint: {by_perf}; by tracing: there are {} processes",
+                processes.len()
+            );
+            io::Error::new(by_perf.kind(), why)
+        })
+    }
+
+    /// Counting system calls is not supported on this system.
+    ///
+    /// # Errors
+    ///
+    /// Always.
+    #[cfg(not(target_os = "linux"))]
+    pub fn of_all(_processes: &[u32]) -> io::Result<SyscallCounter> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Counting system calls is not supported on this system.
@@ -89,7 +121,9 @@ impl SyscallCounter {
     pub fn read(&mut self) -> io::Result<u64> {
         match &mut self.0 {
             #[cfg(target_os = "linux")]
-            Way::Tracepoint(counter) => counter.read(),
+            Way::Tracepoint(counters) => {
+                counters.iter_mut().try_fold(0, |calls, counter| Ok(calls + counter.read()?))
+            }
             #[cfg(target_os = "linux")]
             Way::Ptrace(counter) => Ok(counter.read()),
         }

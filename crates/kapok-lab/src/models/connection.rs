@@ -5,7 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Server;
-use crate::workload::{Session, Want};
+use super::backend::NonBlocking;
+use crate::workload::{Session, Want, read_file};
 
 /// Reads in one go before other connections have their turn.
 const READS_A_TURN: u32 = 16;
@@ -34,6 +35,7 @@ pub(super) struct Connection<'a> {
     server: &'a Server,
     stream: TcpStream,
     session: Session,
+    backend: NonBlocking,
     /// The sweep in which something last moved.
     pub(super) active: u32,
     /// What the selector was last told to wait for.
@@ -48,6 +50,7 @@ impl<'a> Connection<'a> {
             server,
             stream,
             session: server.workload.session(),
+            backend: NonBlocking::default(),
             active: now,
             interest: Interest::Read,
             hung_up: false,
@@ -59,6 +62,17 @@ impl<'a> Connection<'a> {
     /// [`drive`](Connection::drive).
     pub(super) fn hung_up(&mut self) {
         self.hung_up = true;
+    }
+
+    /// Whether it waits for the backend.
+    pub(super) fn asks(&self) -> bool {
+        self.session.want() == Want::Ask
+    }
+
+    /// The backend's descriptor, once it is there, and but one time: an edge-triggered selector is
+    /// told of it for both directions and for good.
+    pub(super) fn backend_to_watch(&mut self) -> Option<BorrowedFd<'_>> {
+        self.backend.take_unwatched()
     }
 
     /// Makes the input end after what has arrived already.
@@ -111,6 +125,22 @@ impl<'a> Connection<'a> {
                     }
                     Err(error) => Err(error),
                 },
+                Want::Ask => match self.backend.ask(self.server.config.backend) {
+                    Ok(None) => {
+                        self.active = now;
+                        self.session.answered();
+                        Ok(())
+                    }
+                    Ok(Some(interest)) => return Next::Wait(interest),
+                    Err(error) => Err(error),
+                },
+                // A regular file is always ready, so there is nothing to wait for: the loop stands still
+                // until the disk has answered.
+                Want::Load => {
+                    let file = read_file(self.session.file());
+                    self.session.loaded(file);
+                    Ok(())
+                }
                 Want::ShutDown => {
                     self.session.shut_down();
                     self.stream.shutdown(Shutdown::Write)
@@ -130,9 +160,11 @@ impl<'a> Connection<'a> {
     }
 }
 
+/// What it waits for: the backend if it was asked, otherwise its peer.
 impl AsFd for Connection<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        let backend = if self.asks() { self.backend.fd() } else { None };
+        backend.unwrap_or_else(|| self.stream.as_fd())
     }
 }
 

@@ -120,6 +120,12 @@ fn drive(
 ) -> io::Result<()> {
     let Some(connection) = table.get(token) else { return Ok(()) };
     match connection.drive(pace.now()) {
+        Next::Wait(_) if connection.asks() => {
+            if let Some(backend) = connection.backend_to_watch() {
+                let both = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLET;
+                epoll.add(backend, both, token as u64)?;
+            }
+        }
         Next::Wait(interest) => {
             if connection.interest != interest {
                 connection.interest = interest;

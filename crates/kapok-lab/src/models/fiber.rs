@@ -7,8 +7,9 @@
 //! and select those of an event loop on them.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +18,12 @@ use kapok::sync::channel::{self, Sender};
 use kapok::{Canceled, Kind, Runtime, RuntimeBuilder};
 
 use super::activity::{ActivityEntry, ActivityRoster};
+use super::backend::QUESTION;
 use super::listener::{Backoff, Listener};
 use super::pace::Pace;
 use super::{Server, on_threads};
 use crate::serve::{AcceptMode, Model, ServeConfig};
-use crate::workload::Want;
+use crate::workload::{Want, check_file};
 
 /// A runtime of one loop on the engine that the model names, or on the best there is.
 pub(super) fn runtime(config: &ServeConfig) -> RuntimeBuilder {
@@ -135,6 +137,31 @@ fn sweep(pace: &Pace, roster: &ActivityRoster) {
     }
 }
 
+/// Asks the backend, over a connection that is opened at the first time.
+fn ask(backend: &mut Option<TcpStream>, addr: Option<SocketAddr>) -> io::Result<()> {
+    let stream = match backend {
+        Some(stream) => stream,
+        none => {
+            let addr = addr.ok_or_else(|| io::Error::other("there is no backend to ask"))?;
+            let stream = TcpStream::connect(addr)?;
+            stream.set_nodelay(true)?;
+            none.insert(stream)
+        }
+    };
+    stream.write_all(&QUESTION)?;
+    stream.read_exact(&mut [0; QUESTION.len()])
+}
+
+/// Reads a file; only the fiber waits for the disk.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = kapok::fs::File::open(path)?;
+    let metadata = file.metadata()?;
+    check_file(metadata.is_file(), metadata.len())?;
+    let mut bytes = vec![0; metadata.len() as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// What a fiber owns. Fields are dropped in this order: off the roster, then closed.
 struct Connection {
     entry: ActivityEntry,
@@ -148,6 +175,7 @@ impl Connection {
     fn converse(&self) -> io::Result<()> {
         let mut session = self.server.workload.session();
         let mut stream = &self.stream;
+        let mut backend = None;
         let outcome = loop {
             let outcome = match session.want() {
                 Want::Read => match stream.read(session.space()) {
@@ -158,6 +186,14 @@ impl Connection {
                     read => read.map(|n| session.received(n)),
                 },
                 Want::Write => stream.write(session.pending()).map(|n| session.sent(n)),
+                Want::Ask => {
+                    ask(&mut backend, self.server.config.backend).map(|()| session.answered())
+                }
+                Want::Load => {
+                    let file = read_file(session.file());
+                    session.loaded(file);
+                    Ok(())
+                }
                 Want::ShutDown => {
                     session.shut_down();
                     stream.shutdown(Shutdown::Write)

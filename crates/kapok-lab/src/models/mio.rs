@@ -121,6 +121,13 @@ fn drive(
 ) -> io::Result<()> {
     let Some(connection) = table.get(token.0) else { return Ok(()) };
     match connection.drive(pace.now()) {
+        Next::Wait(_) if connection.asks() => {
+            if let Some(backend) = connection.backend_to_watch() {
+                let fd = backend.as_raw_fd();
+                let both = mio::Interest::READABLE | mio::Interest::WRITABLE;
+                poll.registry().register(&mut SourceFd(&fd), token, both)?;
+            }
+        }
         Next::Wait(interest) => {
             if connection.interest != interest {
                 connection.interest = interest;

@@ -6,6 +6,7 @@
 //! [`serve()`](crate::serve()) describes.
 
 mod activity;
+mod backend;
 mod blocking;
 mod busy_poll;
 mod connection;
@@ -38,6 +39,8 @@ use crate::workload::Workload;
 use intake::run_workers;
 use listener::Listener;
 use tally::Tally;
+#[cfg(target_os = "linux")]
+pub(crate) use thread_pool::FEWEST_WORKERS;
 
 /// What every thread of one server shares.
 struct Server {
@@ -109,8 +112,9 @@ pub(crate) fn run(
 /// dumped from here on.
 fn check(config: &ServeConfig) -> io::Result<()> {
     let model = config.model;
-    if !model.has_fibers() && (config.watchdog.is_some() || config.dump_on_signal) {
-        let what = if config.watchdog.is_some() { "watchdog" } else { "dump" };
+    let is_watched = config.watchdog.is_some_and(|limit| !limit.is_zero());
+    if !model.has_fibers() && (is_watched || config.dump_on_signal) {
+        let what = if is_watched { "watchdog" } else { "dump" };
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("a {what} is for fibers, and the model {model} has none; fiber has"),
@@ -175,4 +179,29 @@ fn on_threads<T: Send>(
         }
         result
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_watchdog_that_never_barks_is_for_every_model() {
+        for model in [Model::Threads, Model::Mio, Model::Tokio, Model::Fiber] {
+            let with = |watchdog, dump_on_signal| {
+                check(&ServeConfig { model, watchdog, dump_on_signal, ..ServeConfig::default() })
+            };
+            assert!(with(Some(Duration::ZERO), false).is_ok(), "{model}");
+            for (watchdog, dump_on_signal, what) in [
+                (Some(Duration::from_secs(1)), false, "watchdog"),
+                (Some(Duration::ZERO), true, "dump"),
+            ] {
+                let checked = with(watchdog, dump_on_signal);
+                assert_eq!(checked.is_ok(), model.has_fibers(), "{model}");
+                assert!(checked.is_ok() || checked.unwrap_err().to_string().contains(what));
+            }
+        }
+    }
 }

@@ -48,6 +48,15 @@ pub(super) fn serve(server: &Server, mut intake: Intake) -> io::Result<()> {
             readers.remove(&*connection);
             writers.remove(&*connection);
             match connection.drive(pace.now()) {
+                Next::Wait(_) if !Set::holds(&*connection) => {
+                    server.tally.refused(|| {
+                        format!(
+                            "connection closed, select cannot wait for its backend: FD_SETSIZE is {}",
+                            libc::FD_SETSIZE
+                        )
+                    });
+                    table.remove(token);
+                }
                 Next::Wait(Interest::Write) => writers.insert(&*connection),
                 // What is left is reported again by the next call.
                 Next::Wait(Interest::Read) | Next::Again => readers.insert(&*connection),

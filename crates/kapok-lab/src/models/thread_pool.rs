@@ -18,7 +18,7 @@ use super::intake::accept_each;
 use super::listener::Listener;
 use super::roster::Roster;
 
-const FEWEST_WORKERS: usize = 64;
+pub(crate) const FEWEST_WORKERS: usize = 64;
 
 /// As in `threads.rs`.
 const STACK_BYTES: usize = 128 * 1024;
@@ -32,7 +32,7 @@ pub(super) fn serve(server: &Server, listeners: Vec<Listener>) -> io::Result<()>
                 let entry = roster.enter(stream);
                 let mut session = server.workload.session();
                 // How a connection ended concerns that connection only.
-                let _ = converse(entry.stream(), &mut session, server.config.idle_timeout);
+                let _ = converse(entry.stream(), &mut session, server);
                 server.tally.requests(session.requests());
             }
         };

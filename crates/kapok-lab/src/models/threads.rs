@@ -45,7 +45,7 @@ fn accept<'scope, 'env: 'scope>(
             .spawn_scoped(scope, move || {
                 let mut session = server.workload.session();
                 // How a connection ended concerns that connection only.
-                let _ = converse(entry.stream(), &mut session, server.config.idle_timeout);
+                let _ = converse(entry.stream(), &mut session, server);
                 server.tally.requests(session.requests());
             });
         if let Err(error) = spawned {

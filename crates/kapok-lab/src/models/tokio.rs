@@ -8,6 +8,7 @@
 
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +18,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use super::activity::{ActivityEntry, ActivityRoster};
+use super::backend::QUESTION;
 use super::listener::{Backoff, Listener};
 use super::pace::Pace;
 use super::{Server, on_threads};
 use crate::serve::AcceptMode;
-use crate::workload::{Session, Want};
+use crate::workload::{Session, Want, read_file};
 
 pub(super) fn serve(server: &Arc<Server>, listeners: Vec<Listener>) -> io::Result<()> {
     let workers = server.config.threads;
@@ -100,7 +102,8 @@ async fn sleep_or_pend(limit: Option<Duration>) {
 
 /// Serves one connection to its end. How it ended concerns that connection only.
 async fn converse(mut connection: Connection) {
-    let Connection { entry, stream, session, .. } = &mut connection;
+    let Connection { entry, stream, session, server } = &mut connection;
+    let mut backend = None;
     loop {
         let outcome = match session.want() {
             Want::Read => match stream.read(session.space()).await {
@@ -111,6 +114,16 @@ async fn converse(mut connection: Connection) {
                 read => read.map(|n| session.received(n)),
             },
             Want::Write => stream.write(session.pending()).await.map(|n| session.sent(n)),
+            Want::Ask => {
+                ask(&mut backend, server.config.backend).await.map(|()| session.answered())
+            }
+            Want::Load => {
+                // What tokio::fs does: a thread that may block.
+                let path = session.file().to_owned();
+                let read = spawn_blocking(move || read_file(&path)).await;
+                session.loaded(read.unwrap_or_else(|error| Err(io::Error::other(error))));
+                Ok(())
+            }
             Want::ShutDown => {
                 session.shut_down();
                 stream.shutdown().await
@@ -122,6 +135,21 @@ async fn converse(mut connection: Connection) {
         }
         entry.touch();
     }
+}
+
+/// Asks the backend, over a connection that is opened at the first time.
+async fn ask(backend: &mut Option<TcpStream>, addr: Option<SocketAddr>) -> io::Result<()> {
+    let stream = match backend {
+        Some(stream) => stream,
+        none => {
+            let addr = addr.ok_or_else(|| io::Error::other("there is no backend to ask"))?;
+            let stream = TcpStream::connect(addr).await?;
+            stream.set_nodelay(true)?;
+            none.insert(stream)
+        }
+    };
+    stream.write_all(&QUESTION).await?;
+    stream.read_exact(&mut [0; QUESTION.len()]).await.map(|_| ())
 }
 
 /// What a task owns. Fields are dropped in this order: off the roster, then closed.

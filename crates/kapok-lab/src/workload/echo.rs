@@ -11,17 +11,21 @@ pub struct Echo {
     workload: Arc<Workload>,
     buffer: Input,
     ended: bool,
+    /// The backend has to be asked before what was received goes back.
+    asking: bool,
     requests: u64,
 }
 
 impl Echo {
     pub(super) fn new(workload: Arc<Workload>) -> Echo {
-        Echo { workload, buffer: Input::default(), ended: false, requests: 0 }
+        Echo { workload, buffer: Input::default(), ended: false, asking: false, requests: 0 }
     }
 
     #[inline]
     pub(super) fn want(&self) -> Want {
-        if !self.buffer.bytes().is_empty() {
+        if self.asking {
+            Want::Ask
+        } else if !self.buffer.bytes().is_empty() {
             Want::Write
         } else if self.ended {
             Want::Close
@@ -39,6 +43,7 @@ impl Echo {
     pub(super) fn received(&mut self, n: usize) {
         self.buffer.filled(n);
         self.requests += 1;
+        self.asking = self.workload.asks;
         self.workload.burn.burn();
     }
 
@@ -50,6 +55,10 @@ impl Echo {
     #[inline]
     pub(super) fn sent(&mut self, n: usize) {
         self.buffer.consume(n);
+    }
+
+    pub(super) fn answered(&mut self) {
+        self.asking = false;
     }
 
     pub(super) fn ended(&mut self) {

@@ -6,12 +6,15 @@
 //! long or has more than [`MAX_HEADERS`] lines with 431; these end the connection. Any method and
 //! any target gets the same reply; there is no Date header.
 
+use std::io;
 use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use httparse::{Header, Status};
 
 use super::buffer::{Input, Output};
+use super::files::resolve;
 use super::{Want, Workload};
 
 const MAX_HEADERS: usize = 64;
@@ -71,6 +74,8 @@ pub struct Http {
     input: Input,
     output: Output,
     phase: Phase,
+    /// What the request asks for, where replies are files. Kept out of the phase, which is copied.
+    file: Option<Box<Path>>,
     /// The peer sends no more.
     ended: bool,
     requests: u64,
@@ -82,6 +87,10 @@ enum Phase {
     Head,
     /// This many bytes of a request's body are still to come; then `reply` goes out.
     Body { left: u64, reply: Answer },
+    /// The backend has to be asked before this goes out.
+    Asking(Answer),
+    /// The file has to be read that goes out.
+    Loading(Answer),
     /// The last reply is on its way; then the connection is closed.
     Last,
     /// An error is on its way; then the sending direction is shut down and input discarded.
@@ -129,6 +138,8 @@ struct Head {
     body_bytes: u64,
     expects_continue: bool,
     answer: Answer,
+    /// Where replies are files.
+    file: Option<PathBuf>,
 }
 
 impl Http {
@@ -138,6 +149,7 @@ impl Http {
             input: Input::default(),
             output: Output::default(),
             phase: Phase::Head,
+            file: None,
             ended: false,
             requests: 0,
         }
@@ -149,6 +161,8 @@ impl Http {
             return Want::Write;
         }
         match self.phase {
+            Phase::Asking(_) => Want::Ask,
+            Phase::Loading(_) => Want::Load,
             Phase::Last => Want::Close,
             Phase::Failed => Want::ShutDown,
             Phase::Head | Phase::Body { .. } | Phase::Discard { .. } if self.ended => Want::Close,
@@ -208,8 +222,8 @@ impl Http {
                     if self.output.pending().len() >= MAX_PENDING_BYTES {
                         return;
                     }
-                    match parse(self.input.bytes(), self.workload.max_head_bytes) {
-                        Ok(Some(head)) => self.begin(&head),
+                    match parse(self.input.bytes(), &self.workload) {
+                        Ok(Some(head)) => self.begin(head),
                         Ok(None) => return,
                         Err(refusal) => self.refuse(refusal),
                     }
@@ -220,7 +234,7 @@ impl Http {
                     if here < left {
                         self.phase = Phase::Body { left: left - here, reply };
                     } else {
-                        self.reply(reply);
+                        self.ask(reply);
                     }
                 }
                 Phase::Discard { left } => {
@@ -228,6 +242,7 @@ impl Http {
                     self.input.consume(here);
                     self.phase = Phase::Discard { left: left.saturating_sub(here as u64) };
                 }
+                Phase::Asking(_) | Phase::Loading(_) => return,
                 // Nothing that follows is answered.
                 Phase::Last | Phase::Failed => self.input.consume(self.input.bytes().len()),
             }
@@ -235,10 +250,11 @@ impl Http {
     }
 
     #[inline]
-    fn begin(&mut self, head: &Head) {
+    fn begin(&mut self, head: Head) {
+        self.file = head.file.map(PathBuf::into_boxed_path);
         self.input.consume(head.head_bytes);
         if head.body_bytes == 0 {
-            return self.reply(head.answer);
+            return self.ask(head.answer);
         }
         if head.expects_continue && self.input.bytes().is_empty() {
             self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -246,10 +262,60 @@ impl Http {
         self.phase = Phase::Body { left: head.body_bytes, reply: head.answer };
     }
 
+    /// Replies, after the backend was asked if there is one.
+    #[inline]
+    fn ask(&mut self, answer: Answer) {
+        if self.workload.asks {
+            self.phase = Phase::Asking(answer);
+        } else {
+            self.reply(answer);
+        }
+    }
+
+    pub(super) fn answered(&mut self) {
+        if let Phase::Asking(answer) = self.phase {
+            self.reply(answer);
+            self.answer_all();
+        }
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        self.file.as_deref().unwrap_or(Path::new(""))
+    }
+
+    pub(super) fn loaded(&mut self, file: io::Result<Vec<u8>>) {
+        let Phase::Loading(answer) = self.phase else { return };
+        self.file = None;
+        let (status, body) = match file {
+            Ok(body) => ("200 OK", body),
+            Err(_) => ("404 Not Found", Vec::new()),
+        };
+        let connection = match answer {
+            Answer { close: true, .. } => "Connection: close\r\n",
+            Answer { http_1_0: true, .. } => "Connection: keep-alive\r\n",
+            Answer { .. } => "",
+        };
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\
+             {connection}\r\n",
+            body.len()
+        );
+        self.output.push(head.as_bytes());
+        if !answer.head_only {
+            self.output.push(&body);
+        }
+        self.phase = if answer.close { Phase::Last } else { Phase::Head };
+        self.answer_all();
+    }
+
     #[inline]
     fn reply(&mut self, answer: Answer) {
         self.requests += 1;
         self.workload.burn.burn();
+        if self.file.is_some() {
+            self.phase = Phase::Loading(answer);
+            return;
+        }
         let replies = &self.workload.replies;
         let reply = match answer {
             Answer { close: true, .. } => &replies.close,
@@ -270,7 +336,8 @@ impl Http {
 
 /// Reads the head at the front of `bytes`; none if it is not complete.
 #[inline]
-fn parse(bytes: &[u8], max_head_bytes: usize) -> Result<Option<Head>, Refusal> {
+fn parse(bytes: &[u8], workload: &Workload) -> Result<Option<Head>, Refusal> {
+    let max_head_bytes = workload.max_head_bytes;
     let mut headers: [MaybeUninit<Header<'_>>; MAX_HEADERS] =
         [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
@@ -320,7 +387,17 @@ fn parse(bytes: &[u8], max_head_bytes: usize) -> Result<Option<Head>, Refusal> {
     }
     let head_only = request.method == Some("HEAD");
     let answer = Answer { close, http_1_0, head_only };
-    Ok(Some(Head { head_bytes, body_bytes: body_bytes.unwrap_or(0), expects_continue, answer }))
+    let file = workload.directory.as_deref().map(|directory| {
+        // A target that names nothing is a file that is not there.
+        request.path.and_then(|target| resolve(directory, target)).unwrap_or_default()
+    });
+    Ok(Some(Head {
+        file,
+        head_bytes,
+        body_bytes: body_bytes.unwrap_or(0),
+        expects_continue,
+        answer,
+    }))
 }
 
 /// A number in digits alone: no sign, no blanks inside, nothing beyond `u64`.

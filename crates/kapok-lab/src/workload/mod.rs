@@ -9,19 +9,27 @@
 mod buffer;
 mod burn;
 mod echo;
+mod files;
 mod http;
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::serve::{Protocol, ServeConfig};
 use burn::Burn;
 pub use echo::Echo;
+pub(crate) use files::{check as check_file, read as read_file};
 pub use http::Http;
 
 /// What every session of one server shares.
 #[derive(Debug)]
 pub struct Workload {
     protocol: Protocol,
+    /// Each request waits for another server.
+    asks: bool,
+    /// Replies are files of this directory.
+    directory: Option<PathBuf>,
     burn: Burn,
     replies: http::Replies,
     buffer_bytes: usize,
@@ -34,6 +42,8 @@ impl Workload {
     pub fn new(config: &ServeConfig) -> Arc<Workload> {
         Arc::new(Workload {
             protocol: config.protocol,
+            asks: config.backend.is_some(),
+            directory: config.directory.clone().filter(|_| config.protocol == Protocol::Files),
             burn: Burn::new(config.cpu_per_request),
             replies: http::Replies::new(config.body_bytes),
             buffer_bytes: config.buffer_bytes,
@@ -46,7 +56,7 @@ impl Workload {
     pub fn session(self: &Arc<Workload>) -> Session {
         match self.protocol {
             Protocol::Echo => Session::Echo(Echo::new(Arc::clone(self))),
-            Protocol::Http => Session::Http(Http::new(Arc::clone(self))),
+            Protocol::Http | Protocol::Files => Session::Http(Http::new(Arc::clone(self))),
         }
     }
 }
@@ -59,6 +69,10 @@ pub enum Want {
     Read,
     /// Send from [`pending`](Session::pending), then call [`sent`](Session::sent).
     Write,
+    /// Ask the backend and wait for its answer, then call [`answered`](Session::answered).
+    Ask,
+    /// Read the file [`file`](Session::file), then call [`loaded`](Session::loaded).
+    Load,
     /// Shut down the sending direction, then call [`shut_down`](Session::shut_down). A socket closed
     /// while it has unread input resets the connection, and the peer may lose the reply.
     ShutDown,
@@ -122,6 +136,28 @@ impl Session {
     #[inline]
     pub fn sent(&mut self, n: usize) {
         dispatch!(self, inner => inner.sent(n));
+    }
+
+    /// The backend has answered, as asked for by [`Want::Ask`].
+    pub fn answered(&mut self) {
+        dispatch!(self, inner => inner.answered());
+    }
+
+    /// The file to read, as asked for by [`Want::Load`]; otherwise an empty path.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        match self {
+            Session::Echo(_) => Path::new(""),
+            Session::Http(http) => http.file(),
+        }
+    }
+
+    /// What reading the file gave. Without a file the reply is 404.
+    pub fn loaded(&mut self, file: io::Result<Vec<u8>>) {
+        match self {
+            Session::Echo(_) => {}
+            Session::Http(http) => http.loaded(file),
+        }
     }
 
     /// The sending direction was shut down, as asked for by [`Want::ShutDown`].

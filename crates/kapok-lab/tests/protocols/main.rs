@@ -5,7 +5,9 @@ mod child;
 #[macro_use]
 mod server;
 
+mod backend;
 mod echo;
+mod files;
 mod http;
 mod lifecycle;
 mod limits;

@@ -96,8 +96,17 @@ fn noise_bursts_and_steps_are_no_growth_and_a_slow_leak_is() {
     assert!(grown(&samples(&mut |_| 8e6 + noise())).abs() < verdict::MEMORY_BOUND_BYTES / 4.0);
     let burst = |at| if (60..100).contains(&at) { 50e6 } else { 8e6 };
     assert!(grown(&samples(&mut |at| burst(at) + noise())) < verdict::MEMORY_BOUND_BYTES);
-    let step = |at| if at > 180 { 20e6 } else { 8e6 };
-    assert!(grown(&samples(&mut |at| step(at) + noise())) < verdict::MEMORY_BOUND_BYTES);
+    for place in [20, 100, 180] {
+        let step = |at| if at > place { 20e6 } else { 8e6 };
+        assert!(grown(&samples(&mut |at| step(at) + noise())) < verdict::MEMORY_BOUND_BYTES);
+    }
+    // As few as a short run has.
+    let few = |step: f64, rise: f64| -> Vec<(f64, f64)> {
+        let value = |at: usize| if at < 4 { 5e6 } else { 5e6 + step } + at as f64 * rise;
+        (0..8).map(|at| (at as f64, value(at))).collect()
+    };
+    assert!(grown(&few(4e6, 0.0)) < verdict::MEMORY_BOUND_BYTES);
+    assert!(grown(&few(0.0, 4e5)) > verdict::MEMORY_BOUND_BYTES);
     // 3 MiB in all, under noise of a third of it.
     let leak = |at: usize| 8e6 + at as f64 * 3.0 * 1024.0 * 1024.0 / 200.0;
     assert!(grown(&samples(&mut |at| leak(at) + noise())) > verdict::MEMORY_BOUND_BYTES);

@@ -13,6 +13,7 @@
 //! is in the `user_data` of its operations, is reused only then, so a completion always finds the
 //! connection that it is about.
 
+mod backend;
 mod buffers;
 
 use std::io;
@@ -28,8 +29,13 @@ use super::Server;
 use super::intake::Intake;
 use super::listener::Accepted;
 use super::pace::Pace;
-use crate::workload::{Session, Want};
+use crate::workload::{Session, Want, read_file};
+use backend::{Backend, Step};
 use buffers::{Buffers, GROUP};
+
+/// What is kept of a peer that sends on while its request waits for the backend, before it is no
+/// longer read from.
+const MOST_EARLY_BYTES: usize = 64 * 1024;
 
 const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 8192;
@@ -39,6 +45,8 @@ const STOP: u64 = 1 << 32;
 const INTAKE: u64 = 2 << 32;
 const RECEIVE: u64 = 3 << 32;
 const SEND: u64 = 4 << 32;
+/// The backend: its handshake, then each answer.
+const ASK: u64 = 6 << 32;
 /// A cancel's own completion, which tells nothing: what counts is how the target lands.
 const CANCEL: u64 = 5 << 32;
 const OPERATION: u64 = !0 << 32;
@@ -93,6 +101,8 @@ struct Connection<'a> {
     /// The peer sends no more.
     ended: bool,
     closing: bool,
+    /// Opened at the first request that has to ask.
+    backend: Option<Backend>,
 }
 
 impl Drop for Connection<'_> {
@@ -190,7 +200,8 @@ impl<'a> Loop<'a> {
     fn submit(&mut self, entry: Entry) -> io::Result<()> {
         loop {
             // SAFETY: the memory that an entry names is the session's pending bytes, which stay in
-            // place until the send lands (`Connection::sending`); other entries name none.
+            // place until the send lands (`Connection::sending`), or the backend's own, which does
+            // until its operation lands (`Backend::is_waiting`); other entries name none.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -230,6 +241,7 @@ impl<'a> Loop<'a> {
         match data & OPERATION {
             RECEIVE => self.received(slot, completion.result(), completion.flags())?,
             SEND => self.sent(slot, completion.result()),
+            ASK => self.answered(slot, completion.result()),
             INTAKE => return self.took_in(completion.result(), completion.flags()),
             STOP => return self.drain(),
             _ => return Ok(()),
@@ -287,6 +299,7 @@ impl<'a> Loop<'a> {
             sending: false,
             ended: false,
             closing: false,
+            backend: None,
         });
         self.advance(slot)
     }
@@ -344,6 +357,20 @@ impl<'a> Loop<'a> {
         }
     }
 
+    /// The backend's handshake has ended, or its answer has come.
+    fn answered(&mut self, slot: usize, result: i32) {
+        let Some(connection) = &mut self.slots[slot] else { return };
+        let Some(backend) = &mut connection.backend else { return };
+        match backend.landed(result) {
+            Ok(true) => {
+                connection.active = self.pace.now();
+                connection.session.answered();
+            }
+            Ok(false) => {}
+            Err(_) => connection.closing = true,
+        }
+    }
+
     /// Does what the session wants until it has to wait for a completion.
     #[inline]
     fn advance(&mut self, slot: usize) -> io::Result<()> {
@@ -389,6 +416,34 @@ impl<'a> Loop<'a> {
                         Err(_) => connection.closing = true,
                     }
                 }
+                Want::Ask => {
+                    let backend = match &mut connection.backend {
+                        Some(backend) => backend,
+                        none => match Backend::new(self.server.config.backend) {
+                            Ok(backend) => none.insert(backend),
+                            Err(_) => {
+                                connection.closing = true;
+                                continue;
+                            }
+                        },
+                    };
+                    match backend.ask() {
+                        Ok(Step::Submit(entry)) => {
+                            self.submit(entry.user_data(ASK | slot as u64))?;
+                            return Ok(());
+                        }
+                        Ok(Step::Wait) if connection.early.len() > MOST_EARLY_BYTES => {
+                            return self.stop_receiving(slot);
+                        }
+                        Ok(Step::Wait) => return Ok(()),
+                        Err(_) => connection.closing = true,
+                    }
+                }
+                // As in the loops on readiness: the loop stands still until the disk has answered.
+                Want::Load => {
+                    let file = read_file(connection.session.file());
+                    connection.session.loaded(file);
+                }
                 Want::ShutDown => {
                     connection.session.shut_down();
                     if connection.stream.shutdown(Shutdown::Write).is_err() {
@@ -415,7 +470,12 @@ impl<'a> Loop<'a> {
     /// Closes the connection as soon as the kernel holds nothing of it any more.
     fn close(&mut self, slot: usize) -> io::Result<()> {
         let Some(connection) = &self.slots[slot] else { return Ok(()) };
-        if !connection.receiving && !connection.sending {
+        let asking = connection.backend.as_ref().is_some_and(Backend::is_waiting);
+        if asking {
+            self.cancel(ASK | slot as u64)?;
+        }
+        let Some(connection) = &self.slots[slot] else { return Ok(()) };
+        if !connection.receiving && !connection.sending && !asking {
             self.slots[slot] = None;
             self.free.push(slot);
             return Ok(());

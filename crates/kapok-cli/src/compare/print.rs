@@ -1,100 +1,11 @@
-//! `kapok compare`: the comparison as tables a person can read, and as JSON.
+//! The comparison as tables that a person can read.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::process::ExitCode;
-use std::time::Duration;
+use std::io::{self, Write};
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
-use kapok_lab::compare::{self, CompareConfig, Comparison, Row, Spread, Table as Measured};
-use kapok_lab::{Model, Protocol, Stop};
+use kapok_lab::compare::{Comparison, MARGIN, Row, Slope, Spread, Table as Measured, Verdict};
 
-use crate::cli::CompareOptions;
-use crate::serve::stop_on_signals;
-
-/// The quick profile ends by then, on machines where its rounds do not fit as well.
-const QUICK_LIMIT: Duration = Duration::from_secs(84);
-
-/// Compares and prints; fails when no model could be measured.
-pub(crate) fn run(options: &CompareOptions) -> io::Result<ExitCode> {
-    let stop = Stop::new()?;
-    stop_on_signals(&stop)?;
-    let config = configure(options, stop)?;
-    // Before minutes of measuring, not after them.
-    let json = match &options.json {
-        Some(path) if path.as_os_str() == "-" => Some(Box::new(io::stdout()) as Box<dyn Write>),
-        Some(path) => {
-            let file = File::create(path)
-                .map_err(|error| io::Error::other(format!("--json {}: {error}", path.display())))?;
-            Some(Box::new(file) as Box<dyn Write>)
-        }
-        None => None,
-    };
-    let bar = progress_bar();
-    let compared = compare::run(&config, &mut |step| {
-        bar.set_length(step.total as u64);
-        bar.set_position(step.done as u64);
-        bar.set_message(step.what.clone());
-    });
-    bar.finish_and_clear();
-    let comparison = compared?;
-
-    if let Some(json) = json {
-        let mut json = BufWriter::new(json);
-        serde_json::to_writer_pretty(&mut json, &comparison)?;
-        writeln!(json)?;
-        json.flush()?;
-    }
-    if options.json.as_ref().is_none_or(|path| path.as_os_str() != "-") {
-        let mut stdout = io::stdout().lock();
-        print(&mut stdout, &comparison)?;
-        stdout.flush()?;
-    }
-    let something =
-        comparison.tables.iter().any(|table| table.rows.iter().any(|row| !row.measured.is_empty()));
-    Ok(ExitCode::from(if something && !comparison.stopped_early { 0 } else { 1 }))
-}
-
-fn configure(options: &CompareOptions, stop: Stop) -> io::Result<CompareConfig> {
-    let quick = options.seconds.is_none() && options.rounds.is_none();
-    let commit = env!("KAPOK_COMMIT");
-    Ok(CompareConfig {
-        program: std::env::current_exe()?,
-        build: format!("kapok {} {commit}", env!("CARGO_PKG_VERSION")).trim().to_owned(),
-        protocols: options.protocol.map_or_else(|| Protocol::ALL.to_vec(), |one| vec![one]),
-        models: if options.models.is_empty() {
-            Model::ALL.to_vec()
-        } else {
-            options.models.clone()
-        },
-        connections: options.connections.clone(),
-        active: options.active,
-        size_bytes: options.size,
-        body_bytes: options.body,
-        pipeline: options.pipeline,
-        churn: options.churn,
-        cpu_per_request: Duration::from_micros(options.cpu_us),
-        threads: options.threads,
-        rounds: options.rounds.unwrap_or(if quick { 3 } else { 5 }),
-        warmup: Duration::from_millis(if quick { 100 } else { 300 }),
-        duration: options.seconds.unwrap_or(if quick {
-            Duration::from_millis(550)
-        } else {
-            Duration::from_secs(2)
-        }),
-        time_limit: (quick && options.connections.len() == 1).then_some(QUICK_LIMIT),
-        stop: Some(stop),
-    })
-}
-
-fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:24} {percent:>3} % · {elapsed} · {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(0).with_style(style)
-}
-
-fn print(out: &mut impl Write, comparison: &Comparison) -> io::Result<()> {
+pub(super) fn print(out: &mut impl Write, comparison: &Comparison) -> io::Result<()> {
     let environment = &comparison.environment;
     writeln!(
         out,
@@ -108,8 +19,7 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> io::Result<()> {
     if comparison.first_look {
         writeln!(
             out,
-            "A first look, not a finding: for one, at least --rounds 5 --seconds 2, and more where \
-             the intervals are wide."
+            "A first look, not a finding: --full measures until the intervals are narrow."
         )?;
     }
     if comparison.stopped_early {
@@ -118,7 +28,10 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> io::Result<()> {
     for table in &comparison.tables {
         writeln!(out)?;
         print_table(out, table, comparison.seconds)?;
+        #[cfg(target_os = "linux")]
+        crate::costs::print(out, table)?;
     }
+    print_slopes(out, &comparison.slopes)?;
     writeln!(out)?;
     for condition in &comparison.conditions {
         writeln!(out, "· {condition}")?;
@@ -127,6 +40,15 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> io::Result<()> {
         out,
         "· system calls and memory from an untimed run before the rounds (calls {})",
         comparison.syscalls_counted
+    )?;
+    if !environment.versions.is_empty() {
+        writeln!(out, "· {}", environment.versions.join(" · "))?;
+    }
+    writeln!(
+        out,
+        "· governor {} · load before {}",
+        environment.governor.as_deref().unwrap_or("none seen"),
+        environment.load_averages.as_deref().unwrap_or("?")
     )?;
     writeln!(
         out,
@@ -143,15 +65,11 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> io::Result<()> {
 }
 
 fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::Result<()> {
-    let active = if measured.active == measured.connections {
-        String::new()
-    } else {
-        format!(", {} active", measured.active)
-    };
     writeln!(
         out,
-        "{} · {} bytes · {} connections{active} · median [least most] of {} rounds of {seconds} s",
-        measured.protocol, measured.bytes, measured.connections, measured.rounds
+        "{} · median [95 %, or least and most of fewer than 5] of {} rounds of {seconds} s",
+        measured.describe(),
+        measured.rounds
     )?;
     let relative = measured
         .baseline
@@ -175,6 +93,7 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
             "switches\n/request",
             "threads",
             "idle\nCPU",
+            "load\ncore",
         ]);
     let mut troubles = Vec::new();
     for row in &measured.rows {
@@ -212,11 +131,52 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
             waited * 100.0
         )?;
     }
-    if measured.rows.iter().any(|row| {
-        row.cpu_ratio.is_some_and(|ratio| ratio.indistinguishable())
-            && Some(&row.model) != measured.baseline.as_ref()
-    }) {
-        writeln!(out, "  ≈ these rounds do not tell it from the baseline")?;
+    let kernel = |row: &Row| row.system_share.is_some_and(|share| share >= 0.9);
+    if measured.rows.iter().filter(|row| kernel(row)).count() * 2 > measured.rows.len() {
+        writeln!(
+            out,
+            "  ! most of these spend 90 % of their CPU time in the kernel, at loopback: models can differ \
+             in the rest only"
+        )?;
+    }
+    if let Some(trouble) = measured.baseline_trouble() {
+        writeln!(
+            out,
+            "  ! the baseline failed ({trouble}): ratios are of its rounds only, and nobody was measured \
+             longer on their account"
+        )?;
+    } else if measured.baseline.is_none() {
+        writeln!(
+            out,
+            "  ! there is no baseline: it could not be measured, and there are no ratios"
+        )?;
+    }
+    let verdict = |verdict| {
+        measured.rows.iter().any(|row| {
+            row.cpu_ratio.is_some_and(|ratio| ratio.verdict == verdict)
+                && Some(&row.model) != measured.baseline.as_ref()
+        })
+    };
+    let dropped: usize = measured.rows.iter().map(|row| row.dropped_rounds).sum();
+    if dropped > 0 {
+        writeln!(out, "  ! {dropped} round(s) passed without any reply and are missing")?;
+    }
+    if verdict(Verdict::Indistinguishable) {
+        writeln!(
+            out,
+            "  ≈ indistinguishable: not told from the baseline, and within ± {:.0} % of it",
+            MARGIN * 100.0
+        )?;
+    }
+    if verdict(Verdict::Unsettled) {
+        writeln!(out, "  ? unsettled: these rounds are too few for an answer")?;
+    }
+    if measured.capped {
+        writeln!(
+            out,
+            "  ! the rounds ended at their cap before every interval was ± 2.5 %: {}",
+            widest(measured)
+        )?;
     }
     let comparisons = measured.rows.iter().filter(|row| has_interval(row)).count();
     if comparisons > 0 {
@@ -229,15 +189,73 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
     Ok(())
 }
 
+/// What registered connections cost. The tables above have the same costs, one point each.
+fn print_slopes(out: &mut impl Write, slopes: &[Slope]) -> io::Result<()> {
+    let Some(first) = slopes.first() else { return Ok(()) };
+    writeln!(
+        out,
+        "\nWhat one more registered connection adds to a request, {} active",
+        first.active
+    )?;
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_header([
+        "model",
+        "connections",
+        "CPU µs/request",
+        "ns/connection [95 %]",
+        "cost",
+    ]);
+    for slope in slopes {
+        let ends = |values: Vec<String>| match &values[..] {
+            [first, .., last] => format!("{first} – {last}"),
+            _ => dash(),
+        };
+        let (low, high) = slope.interval;
+        table.add_row([
+            Cell::new(&slope.model),
+            Cell::new(ends(slope.connections.iter().map(usize::to_string).collect()))
+                .set_alignment(CellAlignment::Right),
+            Cell::new(ends(slope.cpu_us_per_request.iter().map(|cost| short(*cost)).collect()))
+                .set_alignment(CellAlignment::Right),
+            Cell::new(format!("{:.2} [{low:.2} {high:.2}]", slope.ns_per_connection))
+                .set_alignment(CellAlignment::Right),
+            Cell::new(slope.growth),
+        ]);
+    }
+    writeln!(out, "{table}")?;
+    writeln!(
+        out,
+        "  grows: by a fifth or more from the fewest connections to the most, and not by chance; flat: it \
+         less than doubles"
+    )
+}
+
 /// Whether the row is compared with another: the baseline relative to itself has no spread, and
 /// nothing to tell apart.
 fn has_interval(row: &Row) -> bool {
     row.cpu_ratio.is_some_and(|ratio| {
-        ratio.interval.is_some_and(|(low, high)| low != high || ratio.mean != 1.0)
+        ratio.interval.is_some_and(|(low, high)| low != high || ratio.estimate != 1.0)
     })
 }
 
-fn cells(row: &Row, connections: usize) -> [String; 13] {
+/// The rows whose intervals are the widest, with how wide they are.
+fn widest(measured: &Measured) -> String {
+    let mut widths: Vec<(f64, &str)> = measured
+        .rows
+        .iter()
+        .filter_map(|row| Some((row.cpu_ratio?.half_width()?, row.model.as_str())))
+        .filter(|(width, _)| *width > 0.025)
+        .collect();
+    widths.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let named: Vec<String> = widths
+        .iter()
+        .take(3)
+        .map(|(width, name)| format!("{name} ± {:.1} %", width * 100.0))
+        .collect();
+    if named.is_empty() { "some are unsettled".to_owned() } else { named.join(", ") }
+}
+
+fn cells(row: &Row, connections: usize) -> [String; 14] {
     let plain = |spread: Option<Spread>| spread.map_or_else(dash, |spread| short(spread.median));
     let limited = if row.generator_limited { "*" } else { "" };
     let untimed = row.untimed.unwrap_or_default();
@@ -250,13 +268,19 @@ fn cells(row: &Row, connections: usize) -> [String; 13] {
         row.cpu_us_per_request.map_or_else(dash, ranged),
         row.cpu_ratio.map_or_else(dash, |ratio| {
             // The baseline relative to itself has no spread, and nothing to tell apart.
-            let itself = ratio.interval.is_none_or(|(low, high)| low == high) && ratio.mean == 1.0;
-            let unsure = if ratio.indistinguishable() && !itself { "≈" } else { "" };
+            let itself =
+                ratio.interval.is_none_or(|(low, high)| low == high) && ratio.estimate == 1.0;
+            if itself {
+                return "1".to_owned();
+            }
+            let mark = match ratio.verdict {
+                Verdict::Indistinguishable => "≈",
+                Verdict::Unsettled => "?",
+                Verdict::Lower | Verdict::Higher => "",
+            };
             match ratio.interval {
-                Some((low, high)) if !itself => {
-                    format!("{unsure}{:.2}\n[{low:.2} {high:.2}]", ratio.mean)
-                }
-                _ => format!("{unsure}{:.2}", ratio.mean),
+                Some((low, high)) => format!("{mark}{:.2}\n[{low:.2} {high:.2}]", ratio.estimate),
+                None => format!("{mark}{:.2}", ratio.estimate),
             }
         }),
         row.server_cores_used.map_or_else(dash, |spread| format!("{:.0} %", spread.median * 100.0)),
@@ -268,6 +292,7 @@ fn cells(row: &Row, connections: usize) -> [String; 13] {
         },
         untimed.threads.to_string(),
         row.idle_cpu_share.map_or_else(dash, |share| format!("{:.1} %", share * 100.0)),
+        row.generator_cpu_share.map_or_else(dash, |share| format!("{:.0} %", share.median * 100.0)),
     ]
 }
 
@@ -276,11 +301,14 @@ fn dash() -> String {
 }
 
 fn ranged(spread: Spread) -> String {
-    format!("{}\n[{} {}]", short(spread.median), short(spread.least), short(spread.most))
+    {
+        let (low, high) = spread.interval.unwrap_or((spread.least, spread.most));
+        format!("{}\n[{} {}]", short(spread.median), short(low), short(high))
+    }
 }
 
 /// Three digits and a unit.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     match value {
         ..10.0 => format!("{value:.2}"),
         10.0..100.0 => format!("{value:.1}"),

@@ -1,0 +1,168 @@
+//! `kapok advise` from end to end, with measurements as short as they can be. What it advises is not
+//! looked at here (the machine may do anything meanwhile), but that it is one of those who could serve.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+fn kapok(arguments: &[&str], typed: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kapok"))
+        .args(arguments)
+        .env_remove("KAPOK_LOG")
+        .env_remove("KAPOK_ENGINE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Who does not ask does not read; then there may be nobody at the other end.
+    let _ = child.stdin.take().unwrap().write_all(typed.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Measurements take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn names(all: &Value) -> Vec<&str> {
+    all.as_array().unwrap().iter().map(|one| one["model"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_json_has_the_model_its_margin_the_crossings_and_the_tree() {
+    let _turn = turn();
+    let advised = kapok(
+        &["advise", "--connections", "8", "--objective", "cpu", "--seconds", "8", "--json"],
+        "",
+    );
+    assert_eq!(advised.status.code(), Some(0), "{}", text(&advised.stderr));
+    let said = text(&advised.stderr);
+    assert!(said.contains("taken by default: active-share 1, request 64"), "{said}");
+    let advice: Value = serde_json::from_slice(&advised.stdout).unwrap();
+    assert_eq!((&advice["format"], &advice["version"]), (&"kapok-advise".into(), &1.into()));
+    assert_eq!(advice["question"]["connections"], 8);
+
+    let measured = names(&advice["figures"]);
+    let decision = &advice["decision"];
+    let model = decision["model"].as_str().unwrap();
+    assert!(measured.contains(&model), "{model}: {measured:?}");
+    for other in decision["others"].as_array().unwrap() {
+        assert!(other["ratio"]["estimate"].as_f64().unwrap() > 0.0, "{other}");
+        assert_ne!(other["model"], model);
+    }
+    // Everybody was measured or excluded, and nobody both.
+    let excluded = names(&advice["excluded"]);
+    assert_eq!(measured.len() + excluded.len(), 13, "{measured:?} {excluded:?}");
+    assert!(excluded.contains(&"busy-poll"));
+    assert_eq!(advice["tree"]["branch"], "few");
+    let crossings = advice["crossings"].as_array().unwrap();
+    assert!(crossings.iter().any(|one| one["axis"] == "connections" && one["to"] == 64.0));
+}
+
+#[test]
+fn the_text_says_who_cannot_and_why_and_marks_the_branch() {
+    let _turn = turn();
+    let advised = kapok(
+        &[
+            "advise",
+            "--connections",
+            "1100",
+            "--active-share",
+            "0.05",
+            "--response",
+            "200",
+            "--file-share",
+            "0.5",
+            "--memory",
+            "16M",
+            "--no-io-uring",
+            "--seconds",
+            "6",
+            "--no-cross-over",
+        ],
+        "",
+    );
+    let said = text(&advised.stdout);
+    assert_eq!(advised.status.code(), Some(0), "{said}{}", text(&advised.stderr));
+    let reason = |model: &str| {
+        let line = said.lines().find(|line| line.starts_with(&format!("  {model:<13} ")));
+        line.unwrap_or_else(|| panic!("{model}: {said}")).to_owned()
+    };
+    assert!(reason("select").contains("below 1024"), "{said}");
+    assert!(reason("threads").contains("limit is 16.0 MiB"), "{said}");
+    assert!(reason("thread-pool").contains("64 workers"), "{said}");
+    assert!(reason("fiber-uring").contains("must run without"), "{said}");
+    assert_eq!(said.matches("◄ the book's branch").count(), 1, "{said}");
+    assert!(said.contains("--engine auto takes fiber-epoll"), "{said}");
+    assert!(said.contains("1100 connections, 55 active") && said.contains("50 % read a file"));
+}
+
+#[test]
+fn what_is_typed_is_what_is_measured() {
+    let _turn = turn();
+    // Connections, share (refused, then said), request, response; the rest is the default's.
+    let typed = "5\n2\n0.4\n32\n\n";
+    let advised = kapok(
+        &[
+            "advise",
+            "--ask",
+            "--objective",
+            "memory",
+            "--seconds",
+            "3",
+            "--no-cross-over",
+            "--json",
+        ],
+        typed,
+    );
+    assert_eq!(advised.status.code(), Some(0), "{}", text(&advised.stderr));
+    let asked = text(&advised.stderr);
+    assert!(asked.contains("Connections that are open at once [64]:"), "{asked}");
+    assert!(asked.contains("2: a share is from 0 to 1"), "{asked}");
+    let advice: Value = serde_json::from_slice(&advised.stdout).unwrap();
+    let question = &advice["question"];
+    assert_eq!((&question["connections"], &question["active_share"]), (&5.into(), &0.4.into()));
+    assert_eq!((&question["request_bytes"], &question["response_bytes"]), (&32.into(), &32.into()));
+    let bytes = advice["figures"][0]["memory_bytes"].as_f64().unwrap();
+    assert!(bytes > 1e6, "a process of {bytes} bytes");
+}
+
+#[test]
+fn what_makes_no_sense_is_a_wrong_use() {
+    for (arguments, reason) in [
+        (&["--active-share", "0"][..], "active share of 0"),
+        (&["--rate", "100", "--objective", "throughput"], "leave the rate out"),
+        (&["--objective", "speed"], "throughput, p99, memory, cpu"),
+        (&["--preset", "game"], "web-server"),
+    ] {
+        let mut all = vec!["advise"];
+        all.extend(arguments);
+        let refused = kapok(&all, "");
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&refused.stderr).contains(reason), "{}", text(&refused.stderr));
+    }
+}
+
+#[test]
+fn an_engine_is_for_the_model_fiber() {
+    for (arguments, reason) in [
+        (&["--engine", "epoll", "--model", "tokio"][..], "for --model fiber"),
+        (&["--engine", "busy"], "served on uring, epoll, poll or select"),
+        (&["--engine", "warp"], "no engine is called"),
+    ] {
+        let mut all = vec!["serve", "--addr", "127.0.0.1:0"];
+        all.extend(arguments);
+        let refused = kapok(&all, "");
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&refused.stderr).contains(reason), "{}", text(&refused.stderr));
+    }
+}

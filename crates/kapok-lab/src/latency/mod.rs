@@ -1,0 +1,231 @@
+//! How long things take on this machine: from an instruction to a disk and a network, and what it costs
+//! to switch to and to make threads, tasks and fibers.
+//!
+//! Every line is measured many times, one after the other in rounds, so that drift of the machine falls
+//! on all of them; the table has the median of the rounds and their spread. Each round of a line does
+//! enough of it to take about a millisecond or more, unless one alone takes longer.
+//!
+//! What does not wait is measured in CPU time of its thread, so that other processes on its core are
+//! not in it; what waits is measured on the clock, and wants a machine with nothing else to do.
+
+mod disk;
+mod kernel;
+mod network;
+mod processor;
+mod tasks;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::Stop;
+use crate::compare::Environment;
+use crate::compare::environment::allowed_cores;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct LatencyConfig {
+    /// Version and commit of this program, for the record.
+    pub build: String,
+    /// A file on the disk to measure, overwritten and left behind; `None`: a temporary one in the
+    /// current directory.
+    pub file: Option<PathBuf>,
+    /// An echo server elsewhere.
+    pub peer: Option<SocketAddr>,
+    /// Only lines whose name contains one of these; empty: all.
+    pub only: Vec<String>,
+    /// Rounds.
+    pub repeats: usize,
+    /// Ends it early.
+    pub stop: Option<Stop>,
+}
+
+/// The table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latencies {
+    /// Where it was measured.
+    pub environment: Environment,
+    /// The lines, from the fastest kind of thing to the slowest.
+    pub lines: Vec<Line>,
+    /// Ended by a signal.
+    pub stopped_early: bool,
+}
+
+/// One line.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// What takes that long.
+    pub name: &'static str,
+    /// The median of the rounds, in nanoseconds; `None` if it could not be measured.
+    pub median_ns: Option<f64>,
+    /// The fastest round.
+    pub least_ns: Option<f64>,
+    /// A quarter of the rounds was faster.
+    pub quarter_ns: Option<f64>,
+    /// A quarter of the rounds was slower.
+    pub three_quarters_ns: Option<f64>,
+    /// The slowest round.
+    pub most_ns: Option<f64>,
+    /// What books say, in nanoseconds, where they say something.
+    pub book_ns: Option<f64>,
+    /// How it was measured.
+    pub method: String,
+    /// Why there is nothing.
+    pub trouble: Option<String>,
+}
+
+/// One round of a line: nanoseconds of what it is about.
+type Measure = Box<dyn FnMut() -> io::Result<f64>>;
+
+/// How a line is measured.
+struct Subject {
+    name: &'static str,
+    book_ns: Option<f64>,
+    method: String,
+    /// Made when it is its line's turn for the first time.
+    prepare: Box<dyn FnOnce() -> io::Result<Measure>>,
+}
+
+impl Subject {
+    fn new(
+        name: &'static str,
+        book_ns: impl Into<Option<f64>>,
+        method: impl Into<String>,
+        prepare: impl FnOnce() -> io::Result<Measure> + 'static,
+    ) -> Subject {
+        let prepare = Box::new(prepare);
+        Subject { name, book_ns: book_ns.into(), method: method.into(), prepare }
+    }
+}
+
+/// The most rounds.
+const MAX_REPEATS: usize = 100_000;
+
+/// Measures. The callback hears what is measured now, and how far it has come.
+///
+/// # Errors
+///
+/// `InvalidInput` for no rounds, too many, or a name that no line has. What goes wrong with single
+/// lines is in them.
+pub fn run(
+    config: &LatencyConfig,
+    progress: &mut dyn FnMut(&str, usize, usize),
+) -> io::Result<Latencies> {
+    let refuse = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    if config.repeats == 0 || config.repeats > MAX_REPEATS {
+        return refuse(format!("{} repeats: from 1 to {MAX_REPEATS}", config.repeats));
+    }
+    let mut subjects = subjects(config);
+    if !config.only.is_empty() {
+        let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
+        if let Some(word) =
+            config.only.iter().find(|word| !names.iter().any(|name| name.contains(&word[..])))
+        {
+            return refuse(format!("no line is about `{word}`; there are {}", names.join(", ")));
+        }
+        subjects.retain(|subject| config.only.iter().any(|word| subject.name.contains(&word[..])));
+    }
+    let stopped = || config.stop.as_ref().is_some_and(Stop::requested);
+    let mut lines = Vec::new();
+    let mut measures: Vec<(Option<Measure>, Vec<f64>)> = Vec::new();
+    let total = subjects.len() * (config.repeats + 1);
+    for (number, subject) in subjects.into_iter().enumerate() {
+        progress(subject.name, number, total);
+        let prepared = if stopped() {
+            Err(io::Error::from(io::ErrorKind::Interrupted))
+        } else {
+            // The first round warms up.
+            (subject.prepare)().and_then(|mut measure| measure().map(|_| measure))
+        };
+        let trouble = prepared.as_ref().err().map(ToString::to_string);
+        measures.push((prepared.ok(), Vec::new()));
+        lines.push(Line {
+            name: subject.name,
+            median_ns: None,
+            least_ns: None,
+            quarter_ns: None,
+            three_quarters_ns: None,
+            most_ns: None,
+            book_ns: subject.book_ns,
+            method: subject.method,
+            trouble,
+        });
+    }
+    for round in 0..config.repeats {
+        for (number, (measure, times)) in measures.iter_mut().enumerate() {
+            if stopped() {
+                break;
+            }
+            progress(lines[number].name, lines.len() * (round + 1) + number, total);
+            match measure.as_mut().map(|measure| measure()) {
+                Some(Ok(time)) => times.push(time),
+                Some(Err(error)) => {
+                    lines[number].trouble.get_or_insert(error.to_string());
+                    *measure = None;
+                }
+                None => {}
+            }
+        }
+    }
+    for (line, (_, mut times)) in lines.iter_mut().zip(measures) {
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let last = times.len().checked_sub(1)?;
+            Some(times[(last as f64 * share).round() as usize])
+        };
+        line.least_ns = at(0.0);
+        line.quarter_ns = at(0.25);
+        line.median_ns = at(0.5);
+        line.three_quarters_ns = at(0.75);
+        line.most_ns = at(1.0);
+    }
+    Ok(Latencies {
+        environment: Environment::look(&config.build, &[]),
+        lines,
+        stopped_early: stopped(),
+    })
+}
+
+fn subjects(config: &LatencyConfig) -> Vec<Subject> {
+    let cores = allowed_cores();
+    let mut subjects = processor::subjects();
+    subjects.extend(kernel::subjects(&cores));
+    subjects.extend(tasks::subjects(&cores));
+    subjects.extend(disk::subjects(config.file.clone()));
+    subjects.extend(network::subjects(&cores, config.peer));
+    subjects
+}
+
+/// The CPU time of this thread that `times` turns take, in nanoseconds for each: what else runs on
+/// this core meanwhile is not in it. Turns must not wait.
+fn each(times: u64, mut turn: impl FnMut()) -> f64 {
+    let begun = cpu_time();
+    for _ in 0..times {
+        turn();
+    }
+    nanoseconds(cpu_time() - begun) / times as f64
+}
+
+/// The CPU time of this thread so far.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec that outlives the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The time on the clock that `times` turns take, in nanoseconds for each.
+fn try_each(times: u64, mut turn: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let begun = Instant::now();
+    for _ in 0..times {
+        turn()?;
+    }
+    Ok(nanoseconds(begun.elapsed()) / times as f64)
+}
+
+fn nanoseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e9
+}

@@ -1,0 +1,69 @@
+//! A process and those it has made: servers with workers are several.
+
+use std::collections::HashMap;
+use std::fs;
+
+/// `process` first, then its children, their children, and so on, as far as they live.
+#[must_use]
+pub fn with_descendants(process: u32) -> Vec<u32> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for one in all() {
+        children.entry(one.parent).or_default().push(one.number);
+    }
+    let mut family = vec![process];
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        family.extend(children.remove(&parent).unwrap_or_default());
+        next += 1;
+    }
+    family
+}
+
+/// Whether a process of this process group has not ended.
+pub(crate) fn is_group_alive(group: u32) -> bool {
+    all().any(|one| one.group == group && !matches!(one.state, 'Z' | 'X'))
+}
+
+struct Process {
+    number: u32,
+    state: char,
+    parent: u32,
+    group: u32,
+}
+
+/// All that are seen here.
+fn all() -> impl Iterator<Item = Process> {
+    fs::read_dir("/proc").into_iter().flatten().map_while(Result::ok).filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name, in parentheses, may hold anything; the others follow its last parenthesis.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        Some(Process {
+            number,
+            state: fields.next()?.chars().next()?,
+            parent: fields.next()?.parse().ok()?,
+            group: fields.next()?.parse().ok()?,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn children_of_children_belong_to_the_family() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "sh -c 'sh -c \"echo ready; read end; :\"; :'; :"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+        let family = with_descendants(shell.id());
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert_eq!((family.len(), family[0]), (3, shell.id()), "{family:?}");
+    }
+}
