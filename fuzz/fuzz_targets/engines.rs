@@ -149,7 +149,7 @@ impl World {
         // SAFETY: the buffer stays in `pending`, unmoved behind its pointer, until the key lands, and
         // is dropped after the engine; numbers are used once; an end is closed with nothing pending.
         match unsafe { self.engine.submit(Key::new(number, number), op) } {
-            Submitted::Done(res) => self.land(number, res),
+            Submitted::Done(res) | Submitted::DoneIn(res, _) => self.land(number, res),
             Submitted::Pending => {}
         }
         self.check_count();

@@ -57,6 +57,7 @@ fn converse(workload: &Arc<Workload>, input: &[u8], pieces: &[usize], sips: usiz
                 output.extend_from_slice(&session.pending()[..count]);
                 session.sent(count);
             }
+            Want::Ask | Want::Load => unreachable!("there is no backend, and there are no files"),
             Want::ShutDown => {
                 assert!(!shut_down, "shuts down twice");
                 shut_down = true;

@@ -6,6 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use corosensei::{Coroutine, CoroutineResult};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::Case;
 
@@ -27,11 +29,18 @@ pub(crate) const ALL: &[Case] = &[
     Case { name: "switch", peer: "corosensei", goal: 1.5, ours: kapok_yield, theirs: bare_switch },
     Case { name: "channel", peer: "tokio", goal: 1.0, ours: kapok_channel, theirs: tokio_channel },
     Case {
-        name: "wake across threads",
+        name: "wake across cores",
         peer: "tokio",
         goal: 1.0,
-        ours: kapok_wake,
-        theirs: tokio_wake,
+        ours: |count| kapok_wake(count, Cores::Two),
+        theirs: |count| tokio_wake(count, Cores::Two),
+    },
+    Case {
+        name: "wake on a core",
+        peer: "tokio",
+        goal: 1.0,
+        ours: |count| kapok_wake(count, Cores::One),
+        theirs: |count| tokio_wake(count, Cores::One),
     },
     Case { name: "contended lock", peer: "tokio", goal: 1.0, ours: kapok_lock, theirs: tokio_lock },
     Case { name: "lock", peer: "tokio", goal: 1.0, ours: kapok_free_lock, theirs: tokio_free_lock },
@@ -166,53 +175,88 @@ fn tokio_channel(count: u64) -> Duration {
     })
 }
 
+/// Where two threads run. Left to itself, the scheduler of the kernel now has them on one core and now
+/// on two, at a tenfold difference.
+#[derive(Clone, Copy)]
+enum Cores {
+    One,
+    Two,
+}
+
+impl Cores {
+    /// Keeps the calling thread to a core, `f` in the meantime.
+    fn hold<R>(self, other: bool, f: impl FnOnce() -> R) -> R {
+        let before = sched_getaffinity(Pid::from_raw(0)).expect("a thread has cores");
+        let cores: Vec<_> =
+            (0..CpuSet::count()).filter(|&core| before.is_set(core) == Ok(true)).collect();
+        let mut held = CpuSet::new();
+        let core = match self {
+            Cores::Two if other => cores[cores.len() - 1],
+            _ => cores[0],
+        };
+        held.set(core).expect("a core that was there");
+        sched_setaffinity(Pid::from_raw(0), &held).expect("a core that was there");
+        let result = f();
+        sched_setaffinity(Pid::from_raw(0), &before).expect("cores that were there");
+        result
+    }
+}
+
 /// A message there and one back, for each, between two threads.
-fn kapok_wake(count: u64) -> Duration {
+fn kapok_wake(count: u64, cores: Cores) -> Duration {
     let (there, hear) = kapok::sync::channel::bounded(1);
     let (back, heard) = kapok::sync::channel::bounded(1);
     let other = thread::spawn(move || {
-        on_kapok(move || {
-            while let Ok(n) = hear.recv() {
-                if back.send(n).is_err() {
-                    break;
+        cores.hold(true, || {
+            on_kapok(move || {
+                while let Ok(n) = hear.recv() {
+                    if back.send(n).is_err() {
+                        break;
+                    }
                 }
-            }
-            Duration::ZERO
+                Duration::ZERO
+            })
         })
     });
-    let took = on_kapok(move || {
-        timed(|| {
-            for n in 0..count {
-                there.send(n).expect("it is heard");
-                assert_eq!(heard.recv().expect("it is answered"), n);
-            }
+    let took = cores.hold(false, || {
+        on_kapok(move || {
+            timed(|| {
+                for n in 0..count {
+                    there.send(n).expect("it is heard");
+                    assert_eq!(heard.recv().expect("it is answered"), n);
+                }
+            })
         })
     });
     other.join().expect("no panic");
     took
 }
 
-fn tokio_wake(count: u64) -> Duration {
+fn tokio_wake(count: u64, cores: Cores) -> Duration {
     let (there, mut hear) = tokio::sync::mpsc::channel(1);
     let (back, mut heard) = tokio::sync::mpsc::channel(1);
     let other = thread::spawn(move || {
-        on_tokio(async move {
-            while let Some(n) = hear.recv().await {
-                if back.send(n).await.is_err() {
-                    break;
+        cores.hold(true, || {
+            on_tokio(async move {
+                while let Some(n) = hear.recv().await {
+                    if back.send(n).await.is_err() {
+                        break;
+                    }
                 }
-            }
-            Duration::ZERO
+                Duration::ZERO
+            })
         })
     });
-    let took = on_tokio(async move {
-        timed_async(async move {
-            for n in 0..count {
-                there.send(n).await.expect("it is heard");
-                assert_eq!(heard.recv().await.expect("it is answered"), n);
-            }
+    let took = cores.hold(false, || {
+        on_tokio(async move {
+            timed_async(async move {
+                for n in 0..count {
+                    there.send(n).await.expect("it is heard");
+                    assert_eq!(heard.recv().await.expect("it is answered"), n);
+                }
+            })
+            .await
         })
-        .await
     });
     other.join().expect("no panic");
     took

@@ -24,6 +24,9 @@ struct Arguments {
     /// How long each side of a round lasts, about, in milliseconds.
     #[arg(long, default_value_t = 20)]
     millis: u64,
+    /// For a profiler: do Kapok's side of the cases so many times, once, and measure nothing else.
+    #[arg(long)]
+    count: Option<u64>,
     /// Only the cases with this in their name.
     filter: Option<String>,
 }
@@ -45,6 +48,14 @@ fn main() {
     table.set_header(["", "kapok", "peer", "", "ratio", "middle half", "goal"]);
     for case in cases::ALL {
         if arguments.filter.as_ref().is_some_and(|filter| !case.name.contains(filter.as_str())) {
+            continue;
+        }
+        if let Some(count) = arguments.count {
+            println!(
+                "{}: {}",
+                case.name,
+                nanos((case.ours)(count).as_secs_f64() * 1e9 / count as f64)
+            );
             continue;
         }
         let millis = Duration::from_millis(arguments.millis);
@@ -75,7 +86,9 @@ fn main() {
             format!("{:.2}", case.goal),
         ]);
     }
-    println!("{table}");
+    if arguments.count.is_none() {
+        println!("{table}");
+    }
 }
 
 /// How many times fit into `length`.

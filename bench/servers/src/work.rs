@@ -12,6 +12,15 @@ pub(crate) enum Speech {
     Http,
 }
 
+impl From<Speech> for Protocol {
+    fn from(speech: Speech) -> Protocol {
+        match speech {
+            Speech::Echo => Protocol::Echo,
+            Speech::Http => Protocol::Http,
+        }
+    }
+}
+
 /// The work of one server.
 #[derive(Clone)]
 pub(crate) struct Work {
@@ -23,10 +32,7 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn new(speech: Speech, buffer_bytes: usize, body_bytes: usize) -> Work {
         let config = ServeConfig {
-            protocol: match speech {
-                Speech::Echo => Protocol::Echo,
-                Speech::Http => Protocol::Http,
-            },
+            protocol: speech.into(),
             buffer_bytes,
             body_bytes,
             ..ServeConfig::default()
@@ -63,6 +69,9 @@ impl Replies {
                     let count = pending.len();
                     self.0.sent(count);
                 }
+                // Nobody here has a backend, or files.
+                Want::Ask => self.0.answered(),
+                Want::Load => self.0.loaded(Err(std::io::ErrorKind::NotFound.into())),
                 Want::ShutDown | Want::Close => return false,
             }
         }
