@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::{self, LoadConfig, LoadReport, Phase};
 use crate::meters::{
-    Census, Counts, Depth, Memory, Sockets, Stacks, Usage, call_name, operation_name,
+    Census, Counts, Depth, JointUsage, Memory, Sockets, Stacks, Usage, call_name, operation_name,
     with_descendants,
 };
 
@@ -104,7 +104,7 @@ pub struct ConnectionCost {
 struct Reading {
     memory: (u64, u64),
     sockets: Option<Sockets>,
-    usage: Vec<(u32, Usage)>,
+    usage: Option<JointUsage>,
     counts: Option<Counts>,
 }
 
@@ -154,8 +154,7 @@ pub fn measure(pid: u32, load_config: &LoadConfig) -> io::Result<Costs> {
                     },
                     |all| Some(all.into_iter().fold(Stacks::default(), sum_of_stacks)),
                 );
-                let used = family.iter().filter_map(|&process| Usage::at_end(process).ok());
-                threads = used.map(|usage| usage.threads).sum();
+                threads = JointUsage::at_end(&family).map_or(0, |usage| usage.threads());
             }
             Phase::Settling => before = Some(Reading::ahead(&family)),
             Phase::Measuring => {
@@ -220,30 +219,27 @@ impl Reading {
         let sockets =
             Sockets::of(family).map_err(|error| missing.push(format!("sockets: {error}")));
         let memory = Reading::of_memory(family, missing);
-        Reading { memory, sockets: sockets.ok(), usage: Vec::new(), counts: None }
+        Reading { memory, sockets: sockets.ok(), usage: None, counts: None }
     }
 
     /// A moment before an interval begins: what takes long.
     fn ahead(family: &[u32]) -> Reading {
         let sockets = Sockets::of(family).ok();
-        let usage = |&process| Some((process, Usage::at_start(process).ok()?));
-        let usage = family.iter().filter_map(usage).collect();
+        let usage = JointUsage::at_start(family).ok();
         Reading { memory: (0, 0), sockets, usage, counts: None }
     }
 
     /// As it begins: the rest.
     fn begin(mut self, census: Option<&mut Census>) -> Reading {
         self.counts = census.and_then(|census| census.read().ok());
-        let now = |(process, usage): (u32, Usage)| Some((process, usage.begins_now(process).ok()?));
-        self.usage = self.usage.into_iter().filter_map(now).collect();
+        self.usage = self.usage.and_then(|usage| usage.begins_now().ok());
         self
     }
 
     /// As an interval ends: what takes long last.
     fn end(family: &[u32], census: Option<&mut Census>) -> Reading {
         let counts = census.and_then(|census| census.read().ok());
-        let usage = |&process| Some((process, Usage::at_end(process).ok()?));
-        let usage = family.iter().filter_map(usage).collect();
+        let usage = JointUsage::at_end(family).ok();
         Reading { memory: (0, 0), sockets: Sockets::of(family).ok(), usage, counts }
     }
 }
@@ -276,12 +272,8 @@ fn per_request(
     // What was read ahead is about a few replies more.
     let of_all = |count: u64| count as f64 / since_settling.max(1) as f64;
     let each = |count: f64| count / report.requests.max(1) as f64;
-    let mut used = Usage::default();
-    for (process, now) in &after.usage {
-        if let Some((_, then)) = before.usage.iter().find(|(earlier, _)| earlier == process) {
-            used = used.plus(&now.since(then));
-        }
-    }
+    let used = before.usage.as_ref().zip(after.usage.as_ref());
+    let used = used.map_or_else(Usage::default, |(before, after)| after.since(before));
     let cpu_us = each(used.cpu.as_secs_f64() * 1e6);
     let system = used.system_share();
     let counts = before.counts.as_ref().zip(after.counts.as_ref());

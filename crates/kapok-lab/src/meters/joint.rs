@@ -24,13 +24,16 @@ impl JointUsage {
         })
     }
 
-    /// Reads all CPU clocks again, as [`Usage::begins_now`] does.
+    /// Reads all CPU clocks again: the interval begins only now. What takes longer to be read,
+    /// [`at_start`](JointUsage::at_start) has read.
     ///
     /// # Errors
     ///
     /// As for [`at_start`](JointUsage::at_start).
     pub fn begins_now(self) -> io::Result<JointUsage> {
-        let now = |(process, usage): (u32, Usage)| Some((process, usage.begins_now(process).ok()?));
+        let now = |(process, usage): (u32, Usage)| {
+            Some((process, usage.with_clock(cpu_time(process).ok()?)))
+        };
         let each: Vec<_> = self.each.into_iter().filter_map(now).collect();
         if each.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(JointUsage { each }) }
     }

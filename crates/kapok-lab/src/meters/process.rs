@@ -40,16 +40,6 @@ impl Usage {
         Ok(Usage { cpu: cpu_time(pid)?, ..usage })
     }
 
-    /// Reads the CPU clock again: the interval begins only now. What takes longer to be read,
-    /// [`at_start`](Usage::at_start) has read.
-    ///
-    /// # Errors
-    ///
-    /// As for [`at_start`](Usage::at_start).
-    pub fn begins_now(self, pid: u32) -> io::Result<Usage> {
-        Ok(Usage { cpu: cpu_time(pid)?, ..self })
-    }
-
     /// Reads the meters of process `pid` as an interval ends: the CPU clock first.
     ///
     /// # Errors
