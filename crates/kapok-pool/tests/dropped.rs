@@ -139,6 +139,8 @@ fn a_forgotten_future_keeps_its_descriptor_open() {
     drop(near);
     // It is still open: somebody receives.
     far.write_all(b"x").unwrap();
+    // The future's handle on the pool is never dropped.
+    pool.shutdown(Duration::from_secs(10));
 }
 
 #[test]

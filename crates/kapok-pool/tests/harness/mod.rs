@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -20,9 +20,31 @@ pub fn scale(ci: usize, full: usize) -> usize {
 }
 
 /// One test at a time: for suites that count the descriptors of the process.
-pub fn turn() -> std::sync::MutexGuard<'static, ()> {
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub fn turn() -> Turn {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Turn { before: io_threads(), _turn: turn }
+}
+
+/// A test's turn. It ends when the threads of the test's pools have, which close their rings: a pool that
+/// is dropped does not wait for them.
+pub struct Turn {
+    before: usize,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            eventually("the pools' threads have ended", || io_threads() <= self.before);
+        }
+    }
+}
+
+fn io_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("kapok-io")).count()
 }
 
 /// Whether a pool made here has rings.
