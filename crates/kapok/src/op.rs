@@ -270,7 +270,8 @@ unsafe fn run_blocking(op: Op, limit: Option<Duration>) -> io::Result<i32> {
     let wanted = wanted_readiness(&op);
     // poll(2) knows no waiting for regular files, and they do not make anyone wait for good.
     let blocking = limit.is_none() || works_on_regular_file(&op);
-    let mut was_ready = false;
+    let connects = matches!(op, Op::Connect { .. });
+    let (mut was_ready, mut begun) = (false, false);
     loop {
         // With a limit, or on a descriptor that does not block, ask before and wait in poll(2).
         // SAFETY: by the caller.
@@ -282,6 +283,16 @@ unsafe fn run_blocking(op: Op, limit: Option<Duration>) -> io::Result<i32> {
         match res {
             0.. => return Ok(res),
             _ if res == -libc::EINTR => {}
+            // A connect that does not block has begun; when it is over, another one says how it went.
+            _ if res == -libc::EISCONN && begun => return Ok(0),
+            _ if connects
+                && deadline.is_some()
+                && [libc::EINPROGRESS, libc::EALREADY].contains(&-res) =>
+            {
+                begun = true;
+                let (fd, events) = wanted.unwrap_or((-1, Readiness::WRITABLE));
+                sys::wait_ready(fd, events, deadline)?;
+            }
             _ if res == -libc::EAGAIN && wanted.is_some() => {
                 let (fd, events) = wanted.unwrap_or((-1, Readiness::READABLE));
                 if deadline.is_some_and(|deadline| deadline <= Instant::now()) {

@@ -400,7 +400,9 @@ fn broken(fds: &[RawFd]) -> Vec<bool> {
             fds.iter().map(|&fd| libc::pollfd { fd, events: 0, revents: 0 }).collect();
         // SAFETY: the array is as long as it says; a wait of zero does not block.
         unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, 0) };
-        asked.iter().map(|seen| seen.revents & libc::POLLERR != 0).collect()
+        // An error alone may be a message in the error queue. With a reset the connection is over.
+        let over = libc::POLLERR | libc::POLLHUP;
+        asked.iter().map(|seen| seen.revents & over == over).collect()
     })
 }
 

@@ -334,3 +334,42 @@ fn a_runtime_that_ends_waits_for_scopes_it_cancels() {
     });
     assert_eq!(dropped.load(Ordering::SeqCst), 10);
 }
+
+#[test]
+fn children_that_come_after_the_cancel_are_cancelled_too() {
+    run(|| {
+        let parent = kapok::spawn_local(|| {
+            kapok::scope(|scope| {
+                scope.spawn_local(|| {
+                    // As an accept that has just landed: the cancel comes in its midst.
+                    kapok::shield(|| kapok::sleep(Duration::from_millis(30))).unwrap();
+                    scope.spawn_local(|| kapok::sleep(HOUR).unwrap_err());
+                });
+            });
+        });
+        kapok::sleep(Duration::from_millis(5)).unwrap();
+        parent.cancel();
+        parent.join().unwrap();
+    });
+}
+
+#[test]
+fn a_cancel_after_the_deadline_reaches_the_children() {
+    run(|| {
+        let parent = kapok::spawn_local(|| {
+            let _ = kapok::timeout(Duration::from_millis(5), || {
+                kapok::scope(|scope| {
+                    scope.spawn_local(|| {
+                        // A limit that has passed is a tick to it.
+                        while kapok::sleep(HOUR) == Err(Interrupted::DeadlineElapsed) {
+                            kapok::yield_now();
+                        }
+                    });
+                });
+            });
+        });
+        kapok::sleep(Duration::from_millis(30)).unwrap();
+        parent.cancel();
+        parent.join().unwrap();
+    });
+}

@@ -349,3 +349,43 @@ fn a_storm_of_connections_loses_no_edge() {
     assert_eq!((counters.accepted, counters.refused, counters.panicked), (count, 0, 0));
     assert!(counters.sweeps > 0);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_message_in_the_error_queue_is_no_reset() {
+    use std::os::fd::AsRawFd;
+
+    let _watchdog = Watchdog::new();
+    let serving = Serving::new(|stream| {
+        let (fd, on) = (stream.as_raw_fd(), 1_i32);
+        let size = size_of_val(&on) as libc::socklen_t;
+        let text = [7_u8; 4096];
+        // SAFETY: an option of that size; bytes that outlive the connection's last use of them.
+        unsafe {
+            let option = (&raw const on).cast();
+            assert_eq!(libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY, option, size), 0);
+            let sent = libc::send(fd, text.as_ptr().cast(), text.len(), libc::MSG_ZEROCOPY);
+            assert_eq!(sent, text.len() as isize);
+        }
+        // Across several sweeps.
+        kapok::sleep(Duration::from_millis(100))?;
+        echo(stream)
+    });
+    let mut client = serving.connect();
+    client.read_exact(&mut [0; 4096]).unwrap();
+    thread::sleep(Duration::from_millis(150));
+    ask(&mut client, b"still here");
+    drop(client);
+    let counters = serving.stop();
+    assert_eq!((counters.accepted, counters.reaped, counters.failed), (1, 0, 0));
+}
+
+#[test]
+fn a_server_ends_though_its_last_fiber_finds_no_stack() {
+    let _watchdog = Watchdog::new();
+    kapok::start(|| {
+        kapok::Builder::new().stack_size(1 << 46).spawn(|| ()).detach();
+    })
+    .unwrap();
+    kapok::run().unwrap();
+}

@@ -237,6 +237,25 @@ fn a_panic_of_the_callback_does_not_end_the_watch() {
 }
 
 #[test]
+fn the_callback_may_ask_for_a_dump() {
+    let _alive = Watchdog::new();
+    let told = Arc::new(Mutex::new(0));
+    let runtime = Runtime::builder().watchdog(LIMIT).on_stall({
+        let told = Arc::clone(&told);
+        move |_| {
+            kapok::dump();
+            *told.lock().unwrap() += 1;
+        }
+    });
+    runtime.build().unwrap().run(move || {
+        handler_that_sleeps();
+        wait_until(|| *told.lock().unwrap() > 0);
+        // And so may others.
+        kapok::dump();
+    });
+}
+
+#[test]
 fn the_environment_turns_it_on_and_stalls_are_logged() {
     let name = "the_environment_turns_it_on_and_stalls_are_logged";
     let output = in_child(name, &[(kapok::observe::WATCHDOG_VARIABLE, "40")], || {

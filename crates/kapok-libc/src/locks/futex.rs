@@ -182,7 +182,8 @@ impl Word {
             })
             .await
         };
-        match -landed {
+        // Negated it is an error, but for one that a dead ring has kept.
+        match landed.wrapping_neg() {
             0 => Outcome::Woken,
             libc::EAGAIN => {
                 Haste::begin();

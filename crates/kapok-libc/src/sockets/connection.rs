@@ -64,11 +64,11 @@ pub(super) unsafe fn connect(
         Err(Stopped::TimedOut) => -libc::EINPROGRESS,
         Err(stopped) => return Err(stopped.errno()),
     };
-    match -landed {
+    match landed {
         // Begun by an earlier call, which somebody has interrupted: this one waits for it.
-        libc::EALREADY => {}
-        i32::MIN..=0 => return Ok(0),
-        error => return Err(known(error)),
+        _ if landed == -libc::EALREADY => {}
+        0.. => return Ok(0),
+        _ => return Err(known(landed)),
     }
     loop {
         match call.wait_ready(descriptor, libc::POLLOUT, limit) {
@@ -84,9 +84,9 @@ pub(super) unsafe fn connect(
     }
 }
 
-/// An operation that a dead ring has kept is an error of the device.
-fn known(error: i32) -> Errno {
-    Errno(if error == i32::MIN { libc::EIO } else { error })
+/// The error that an operation landed with. One that a dead ring has kept is an error of the device.
+fn known(landed: i32) -> Errno {
+    Errno(landed.checked_neg().unwrap_or(libc::EIO))
 }
 
 /// Where the engine writes a peer's address.
@@ -237,7 +237,7 @@ fn wait_for_connection(call: &Call, listener: Descriptor) -> Result<(RawFd, Opti
         }
         let stopped = match waited {
             Ok(connection @ 0..) => return Ok((connection, of_peer())),
-            Ok(error) => return Err(known(-error)),
+            Ok(landed) => return Err(known(landed)),
             Err(Stopped::LookAgain) => continue,
             // What is accepted now goes the way of what the listener has in its backlog.
             Err(Stopped::Closed) => return Err(Errno(libc::EBADF)),

@@ -75,6 +75,33 @@ pub(crate) enum Waiting {
     Park,
 }
 
+/// A future that a fiber waits for and that is to be dropped although the fiber never ends: one of the
+/// crate's own, which stands in a queue where it would be in the way of others.
+#[derive(Clone, Copy)]
+pub(crate) struct Retiring {
+    future: *mut (),
+    drop: unsafe fn(*mut ()),
+}
+
+impl Retiring {
+    pub(crate) fn new<F>(future: *mut F) -> Retiring {
+        unsafe fn drop<F>(future: *mut ()) {
+            // SAFETY: by the caller.
+            unsafe { future.cast::<F>().drop_in_place() };
+        }
+        Retiring { future: future.cast(), drop: drop::<F> }
+    }
+
+    /// # Safety
+    ///
+    /// Its fiber is suspended between two polls of the future, and is never resumed.
+    pub(crate) unsafe fn retire(self) {
+        // SAFETY: by the caller: nobody uses the future meanwhile or afterwards, so this is its only
+        // drop, and it is where it was pinned.
+        unsafe { (self.drop)(self.future) };
+    }
+}
+
 /// What only the home thread touches; what a switch touches of it first.
 #[repr(C)]
 pub(crate) struct Local {
@@ -104,6 +131,8 @@ pub(crate) struct Local {
     pub(crate) shields: u32,
     /// It is inside a hooked call: see `interpose`.
     pub(crate) inside: bool,
+    /// What is dropped if it is left behind where it is suspended.
+    pub(crate) retiring: Option<Retiring>,
     pub(crate) locals: Locals,
     /// How to run what it is to run, and whom to tell if it never ends. None once the packet is
     /// settled.
@@ -192,6 +221,7 @@ impl Fiber {
                 waits: 0,
                 shields: 0,
                 inside: false,
+                retiring: None,
                 locals: Locals::new(),
                 body: Some(body),
             }));

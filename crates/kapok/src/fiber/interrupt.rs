@@ -97,19 +97,26 @@ impl From<Interrupted> for io::Error {
 /// The reason to interrupt `fiber`, if there is one.
 #[inline]
 pub(crate) fn interrupt_of(lp: &Loop, fiber: &Fiber) -> Option<Interrupted> {
-    // SAFETY: called on the loop of `fiber`, copies two plain fields.
-    let (shields, deadline) = unsafe { ((*fiber.local()).shields, (*fiber.local()).deadline) };
-    if shields == 0 {
-        if fiber.cancel_requested() {
-            return Some(Interrupted::Canceled);
-        }
-        if fiber.peer_gone() {
-            return Some(Interrupted::PeerGone);
-        }
-    }
-    match deadline {
+    // SAFETY: called on the loop of `fiber`, copies a plain field.
+    let deadline = unsafe { (*fiber.local()).deadline };
+    cancellation_of(fiber).or_else(|| match deadline {
         Some(deadline) if deadline <= lp.now() => Some(Interrupted::DeadlineElapsed),
         _ => None,
+    })
+}
+
+/// The reason to interrupt `fiber` that is no deadline, if there is one.
+#[inline]
+pub(crate) fn cancellation_of(fiber: &Fiber) -> Option<Interrupted> {
+    // SAFETY: called on the loop of `fiber`, copies a plain field.
+    if unsafe { (*fiber.local()).shields } > 0 {
+        None
+    } else if fiber.cancel_requested() {
+        Some(Interrupted::Canceled)
+    } else if fiber.peer_gone() {
+        Some(Interrupted::PeerGone)
+    } else {
+        None
     }
 }
 

@@ -10,11 +10,11 @@ mod packet;
 mod reference;
 mod scope;
 
-pub(crate) use control::{Fiber, Resume, Waiting};
-pub(crate) use interrupt::interrupt_of;
+pub(crate) use control::{Fiber, Resume, Retiring, Waiting};
 pub use interrupt::{
     Canceled, Interrupted, check_interrupted, deadline, interrupted_async, shield, timeout,
 };
+pub(crate) use interrupt::{cancellation_of, interrupt_of};
 pub use join::{JoinError, JoinHandle};
 pub use local::FiberLocal;
 pub(crate) use local::Locals;

@@ -41,10 +41,39 @@ pub struct Scope<'scope, 'env: 'scope> {
     shared: Arc<Shared>,
     /// A child panicked and its handle did not take the panic.
     panicked: Arc<AtomicBool>,
-    /// Each with the deadline that it was born under.
-    children: Mutex<Vec<(FiberRef, Option<Instant>)>>,
+    children: Mutex<Children>,
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
+}
+
+#[derive(Default)]
+struct Children {
+    /// Each with the deadline that it was born under.
+    list: Vec<(FiberRef, Option<Instant>)>,
+    cancelled: Cancelled,
+}
+
+/// Which children of a scope are cancelled, those that are yet to come included.
+#[derive(Clone, Copy, Default)]
+enum Cancelled {
+    #[default]
+    None,
+    /// Those that this deadline has not reached by itself: spawned in a shield. The others are
+    /// interrupted by their own deadline, and their calls fail with `TimedOut`.
+    Beyond(Option<Instant>),
+    All,
+}
+
+impl Cancelled {
+    fn has(self, born_under: Option<Instant>) -> bool {
+        match self {
+            Cancelled::None => false,
+            Cancelled::Beyond(passed) => {
+                born_under.is_none_or(|deadline| passed.is_none_or(|passed| deadline > passed))
+            }
+            Cancelled::All => true,
+        }
+    }
 }
 
 /// The handle of a scope's child. Dropping it is fine: the scope waits anyway.
@@ -155,24 +184,23 @@ impl<'scope> Scope<'scope, '_> {
         });
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         // Only what still runs has to be cancelled with the scope.
-        if children.len() == children.capacity() {
-            children.retain(|(child, _)| !child.is_only());
+        if children.list.len() == children.list.capacity() {
+            children.list.retain(|(child, _)| !child.is_only());
         }
-        children.push((fiber, deadline));
+        // Whoever cancelled those that were there has not seen this one.
+        if children.cancelled.has(deadline) {
+            fiber.request_cancel();
+        }
+        children.list.push((fiber, deadline));
         ScopedJoinHandle { handle, scope: PhantomData }
     }
 
-    fn cancel_children(&self) {
-        for (child, _) in &*self.children.lock().unwrap_or_else(PoisonError::into_inner) {
-            child.request_cancel();
-        }
-    }
-
-    /// Cancels the children that `passed` has not reached by itself: those spawned in a shield. The
-    /// others are interrupted by their own deadline, and their calls fail with `TimedOut`.
-    fn cancel_children_beyond(&self, passed: Option<Instant>) {
-        for (child, deadline) in &*self.children.lock().unwrap_or_else(PoisonError::into_inner) {
-            if deadline.is_none_or(|deadline| passed.is_none_or(|passed| deadline > passed)) {
+    /// Cancels children, also those that the others are yet to spawn.
+    fn cancel(&self, which: Cancelled) {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.cancelled = which;
+        for (child, deadline) in &children.list {
+            if which.has(*deadline) {
                 child.request_cancel();
             }
         }
@@ -192,9 +220,13 @@ impl<'scope> Scope<'scope, '_> {
         };
         match park::block_on_interruptible(all_over()) {
             Ok(()) => return,
-            Err(Interrupted::Canceled | Interrupted::PeerGone) => self.cancel_children(),
+            Err(Interrupted::Canceled | Interrupted::PeerGone) => self.cancel(Cancelled::All),
             Err(Interrupted::DeadlineElapsed) => {
-                self.cancel_children_beyond(super::current_deadline());
+                self.cancel(Cancelled::Beyond(super::current_deadline()));
+                match park::block_on_cancellable(all_over()) {
+                    Ok(()) => return,
+                    Err(_) => self.cancel(Cancelled::All),
+                }
             }
         }
         park::block_on(all_over());
@@ -234,13 +266,13 @@ pub fn scope<'env, R>(f: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) ->
     let scope = Scope {
         shared: Arc::new(Shared { running: AtomicUsize::new(0), waker: Mutex::new(None) }),
         panicked: Arc::new(AtomicBool::new(false)),
-        children: Mutex::new(Vec::new()),
+        children: Mutex::default(),
         scope: PhantomData,
         env: PhantomData,
     };
     let result = catch_unwind(AssertUnwindSafe(|| f(&scope)));
     if result.is_err() {
-        scope.cancel_children();
+        scope.cancel(Cancelled::All);
     }
     scope.wait();
     match result {

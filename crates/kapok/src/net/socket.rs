@@ -224,9 +224,11 @@ impl Socket {
 
     pub(crate) fn connect(&self, address: &SockAddr) -> io::Result<()> {
         // A ring waits on any descriptor. Readiness needs one that does not block, and a connected
-        // stream of ours always blocks, so that it can be turned into std's without more ado.
-        let readiness =
-            Loop::with_running(|running| running.is_some_and(|(lp, _)| lp.kind() != Kind::Uring));
+        // stream of ours always blocks, so that it can be turned into std's without more ado. So does a
+        // wait that blocks the thread, for as long as it may, because the fiber unwinds.
+        let readiness = Loop::with_running(|running| {
+            running.is_some_and(|(lp, _)| lp.kind() != Kind::Uring || std::thread::panicking())
+        });
         if readiness {
             self.options().set_nonblocking(true)?;
         }

@@ -3,6 +3,7 @@
 //!
 //! Names are looked up here and never on a fiber: it takes more stack than a fiber may have.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -121,6 +122,10 @@ pub(super) fn tell(finding: Finding) {
 }
 
 pub(super) fn request_dump() -> io::Result<Dump> {
+    if IS_MONITOR.get() {
+        // Asked for by who is told of a stall: nobody else would answer.
+        return Ok(collect(&mut Symbols::default()));
+    }
     let shared = shared()?;
     let ask = |asker| {
         shared.askers.lock().unwrap_or_else(PoisonError::into_inner).push(asker);
@@ -176,7 +181,12 @@ fn take<T>(queue: &Mutex<Vec<T>>) -> Vec<T> {
     std::mem::take(&mut *queue.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+thread_local! {
+    static IS_MONITOR: Cell<bool> = const { Cell::new(false) };
+}
+
 fn serve(shared: &Shared) {
+    IS_MONITOR.set(true);
     let mut symbols = Symbols::default();
     loop {
         // There is nothing to be done about an error.

@@ -13,6 +13,7 @@
 //! - Wake-ups without a reason are harmless: `std::thread::unpark` by strangers, and wakers that
 //!   outlive the `block_on` for which they were made.
 
+pub(crate) mod retiring;
 mod thread;
 
 use std::pin::{Pin, pin};
@@ -20,7 +21,9 @@ use std::ptr::NonNull;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::fiber::{Fiber, Interrupted, Waiting, interrupt_of, with_waker};
+use crate::fiber::{
+    Fiber, Interrupted, Retiring, Waiting, cancellation_of, interrupt_of, with_waker,
+};
 use crate::runtime::{About, Loop, Waiter};
 use thread::ThreadParker;
 
@@ -48,7 +51,7 @@ const UNWINDING_LIMIT: Duration = Duration::from_secs(5);
 /// assert_eq!(kapok::block_on(async { receiver.recv_async().await }), Ok(7));
 /// ```
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    match wait(pin!(future), Limit::None) {
+    match wait(pin!(future), Limit::None, AtAbandonment::Leak) {
         Ok(output) => output,
         Err(_) => unreachable!("a wait without a limit is not interrupted"),
     }
@@ -57,26 +60,42 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 /// The same, but on a fiber whose cancellation was requested, or whose deadline passed, the future
 /// is dropped and the reason returned. A future that is ready is never interrupted.
 pub(crate) fn block_on_interruptible<F: Future>(future: F) -> Result<F::Output, Interrupted> {
-    wait(pin!(future), Limit::Interrupts)
+    wait(pin!(future), Limit::Interrupts, AtAbandonment::Leak)
 }
 
-/// The same with a time limit of its own, not interrupted otherwise. `None`: the limit passed, and
-/// the future, polled once more after it, was not ready.
-pub(crate) fn block_on_until<F: Future>(future: F, deadline: Instant) -> Option<F::Output> {
-    wait(pin!(future), Limit::Deadline(deadline)).ok()
+/// The same, but deadlines do not interrupt it.
+pub(crate) fn block_on_cancellable<F: Future>(future: F) -> Result<F::Output, Interrupted> {
+    wait(pin!(future), Limit::Cancellation, AtAbandonment::Leak)
 }
 
 #[derive(Clone, Copy)]
 enum Limit {
     None,
     Interrupts,
+    /// Interrupts that are no deadline.
+    Cancellation,
     Deadline(Instant),
 }
 
-fn wait<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Output, Interrupted> {
+/// What becomes of the future if its fiber is left behind while it waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AtAbandonment {
+    /// It is leaked with its stack, as everything is: it may have lent what others use.
+    Leak,
+    /// It is dropped: see [`retiring`].
+    Drop,
+}
+
+fn wait<F: Future>(
+    future: Pin<&mut F>,
+    limit: Limit,
+    at_abandonment: AtAbandonment,
+) -> Result<F::Output, Interrupted> {
     Loop::with_running(|running| match running {
         None => wait_on_thread(future, limit),
-        Some((lp, fiber)) if !std::thread::panicking() => wait_on_fiber(lp, fiber, future, limit),
+        Some((lp, fiber)) if !std::thread::panicking() => {
+            wait_on_fiber(lp, fiber, future, limit, at_abandonment)
+        }
         Some(_) => Ok(wait_while_unwinding(future)),
     })
 }
@@ -85,7 +104,7 @@ fn wait_on_thread<F: Future>(future: Pin<&mut F>, limit: Limit) -> Result<F::Out
     let parker = ThreadParker::take();
     drive(future, parker.waker(), || {
         match limit {
-            Limit::None | Limit::Interrupts => parker.park(),
+            Limit::None | Limit::Interrupts | Limit::Cancellation => parker.park(),
             Limit::Deadline(deadline) => {
                 // Asked after every fruitless poll, woken or not: a future that wakes itself all
                 // the time must not outrun its limit.
@@ -117,9 +136,15 @@ fn wait_on_fiber<F: Future>(
     fiber: NonNull<Fiber>,
     future: Pin<&mut F>,
     limit: Limit,
+    at_abandonment: AtAbandonment,
 ) -> Result<F::Output, Interrupted> {
     // SAFETY: the fiber that runs is alive, and its loop holds it until this function has returned.
     let (control, local) = unsafe { (fiber.as_ref(), fiber.as_ref().local()) };
+    // SAFETY: it stays where it is; from here on it is used by way of this pointer only.
+    let pointer: *mut F = unsafe { future.get_unchecked_mut() };
+    // SAFETY: as above; it was pinned and is.
+    let future = unsafe { Pin::new_unchecked(&mut *pointer) };
+    let retiring = (at_abandonment == AtAbandonment::Drop).then(|| Retiring::new(pointer));
     // The waker costs no reference count unless the future clones it.
     // SAFETY: as above.
     unsafe {
@@ -133,6 +158,10 @@ fn wait_on_fiber<F: Future>(
                         Some(interrupt) => return Err(interrupt),
                         None => (*local).deadline,
                     },
+                    Limit::Cancellation => match cancellation_of(control) {
+                        Some(interrupt) => return Err(interrupt),
+                        None => None,
+                    },
                     Limit::Deadline(at) if lp.now() >= at => {
                         return Err(Interrupted::DeadlineElapsed);
                     }
@@ -141,7 +170,10 @@ fn wait_on_fiber<F: Future>(
                 if !control.prepare_park() {
                     // A future that wakes itself all the time must let others run.
                     if !lp.may_go_on() {
+                        // SAFETY: on the fiber itself; a plain field, also below.
+                        (*local).retiring = retiring;
                         lp.yield_now(fiber);
+                        (*local).retiring = None;
                     }
                     return Ok(());
                 }
@@ -150,7 +182,9 @@ fn wait_on_fiber<F: Future>(
                     deadline.map(|at| lp.arm(Waiter::Task(Some(Waker::clone(waker)), None), at));
                 // SAFETY: on the fiber itself; plain fields.
                 (*local).waiting = Waiting::Park;
+                (*local).retiring = retiring;
                 lp.suspend(fiber, || About::Future(std::any::type_name::<F>()));
+                (*local).retiring = None;
                 (*local).waiting = Waiting::Nothing;
                 control.take_token();
                 if let Some(timer) = timer {
@@ -217,6 +251,10 @@ mod tests {
 
     use super::*;
 
+    fn until<F: Future>(future: F, deadline: Instant) -> Option<F::Output> {
+        wait(pin!(future), Limit::Deadline(deadline), AtAbandonment::Leak).ok()
+    }
+
     /// Pending until another thread, started at the first poll, has waked it.
     fn from_another_thread(value: u32) -> impl Future<Output = u32> {
         let mut started: Option<thread::JoinHandle<()>> = None;
@@ -255,7 +293,7 @@ mod tests {
         let before = Instant::now();
         let mut polls = 0;
         let limit = Duration::from_millis(30);
-        let out = block_on_until(
+        let out = until(
             poll_fn(|_| {
                 polls += 1;
                 thread::current().unpark();
@@ -290,12 +328,12 @@ mod tests {
             context.waker().wake_by_ref();
             Poll::<()>::Pending
         });
-        assert_eq!(block_on_until(busy, Instant::now() + Duration::from_millis(5)), None);
+        assert_eq!(until(busy, Instant::now() + Duration::from_millis(5)), None);
     }
 
     #[test]
     fn what_is_ready_is_returned_though_the_limit_has_passed() {
-        assert_eq!(block_on_until(async { 5 }, Instant::now() - Duration::from_millis(1)), Some(5));
+        assert_eq!(until(async { 5 }, Instant::now() - Duration::from_millis(1)), Some(5));
         assert_eq!(block_on_interruptible(from_another_thread(4)), Ok(4));
     }
 

@@ -9,7 +9,7 @@ use kapok_engine::Wait;
 
 use super::event_loop::Loop;
 use super::incidents;
-use crate::fiber::{FiberRef, JoinError, Waiting};
+use crate::fiber::{FiberRef, JoinError, Waiting, contain};
 use crate::{interpose, stack};
 
 impl Loop {
@@ -65,6 +65,8 @@ impl Loop {
             // SAFETY: unstarted, and held by us alone; its entry is leaked with it.
             unsafe { one.fiber.abandon() };
         }
+        // They own what the kernel, or a thread that blocks in a call, may write to at any time.
+        std::mem::forget(self.slots.borrow_mut().take_heirs());
         self.ready.borrow_mut().clear();
     }
 }
@@ -76,6 +78,9 @@ pub(super) fn leave_behind(fiber: FiberRef) {
     unsafe {
         let local = fiber.local();
         (*local).waiting = Waiting::Nothing;
+        if let Some(retiring) = (*local).retiring.take() {
+            contain(|| retiring.retire());
+        }
         std::mem::forget((*local).coroutine.take());
         stack::note_leaked();
     }

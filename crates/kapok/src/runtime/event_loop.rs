@@ -263,6 +263,11 @@ impl Loop {
         self.clock.get()
     }
 
+    /// For a loop that has ended.
+    pub(super) fn forget_interrupts(&self) {
+        self.remote.close();
+    }
+
     pub(crate) fn group(&self) -> &Arc<Group> {
         &self.group
     }

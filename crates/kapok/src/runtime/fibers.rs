@@ -187,6 +187,7 @@ impl Loop {
                 tracing::error!(fiber = unstarted.fiber.title(), %error, "no stack for a fiber");
                 incidents::WITHOUT_STACK.fetch_add(1, Ordering::Relaxed);
                 unstarted.discard(JoinError::NoStack(error));
+                self.tell_of_ending();
                 return;
             }
         };
@@ -268,6 +269,10 @@ impl Loop {
         let fiber = self.fibers.borrow_mut().remove(index);
         self.counters().ended.add(1);
         drop(fiber);
+        self.tell_of_ending();
+    }
+
+    fn tell_of_ending(&self) {
         let watcher = self.endings.take();
         if let Some(watcher) = watcher {
             contain(|| watcher.wake());

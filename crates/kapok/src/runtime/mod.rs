@@ -314,7 +314,12 @@ impl Runtime {
                 let name = fiber::Builder::new().name("main");
                 handle = Some(fiber::spawn_on(lp, name, false, main));
             }
-            handle.as_ref().is_some_and(fiber::JoinHandle::is_finished)
+            let ended = handle.as_ref().is_some_and(fiber::JoinHandle::is_finished);
+            if ended {
+                // All loops close at once: fibers of one may wait for what fibers of others keep.
+                group.stop();
+            }
+            ended
         });
         drop(stopped);
         for thread in threads {
@@ -381,6 +386,7 @@ fn serve_loop(
     let outcome = lp.run(done).and_then(|()| lp.close(builder.close_limit));
     std::mem::forget(guard);
     drop(listed);
+    lp.forget_interrupts();
     if let Err(error) = outcome {
         // Memory is lent to an engine that will not say when it is done with it. No fiber can go
         // on, and nothing may be freed.

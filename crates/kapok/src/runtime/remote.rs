@@ -15,8 +15,9 @@ pub(crate) struct Remote {
     /// A stack of unparked fibers, linked through `Fiber::inbox_next`. A fiber is in it at most
     /// once, because only the unpark that found it parked pushes it.
     inbox: AtomicPtr<Fiber>,
-    /// Fibers that have a reason to be interrupted. Rare.
-    interrupts: Mutex<Vec<FiberRef>>,
+    /// Fibers that have a reason to be interrupted. Rare. None when the loop has ended: each would keep
+    /// this, its home, and be kept by it.
+    interrupts: Mutex<Option<Vec<FiberRef>>>,
     /// Reports of all fibers that somebody has asked for. Rare.
     requests: Mutex<Vec<Request>>,
     /// There are interrupts or requests; changed by read-modify-write only.
@@ -28,7 +29,7 @@ impl Remote {
     pub(crate) fn new(bell: Bell) -> Remote {
         Remote {
             inbox: AtomicPtr::new(std::ptr::null_mut()),
-            interrupts: Mutex::new(Vec::new()),
+            interrupts: Mutex::new(Some(Vec::new())),
             requests: Mutex::new(Vec::new()),
             attention: AtomicBool::new(false),
             bell,
@@ -63,8 +64,21 @@ impl Remote {
 
     /// Has the loop look at `fiber`.
     pub(crate) fn interrupt(&self, fiber: FiberRef) {
-        self.interrupts.lock().unwrap_or_else(PoisonError::into_inner).push(fiber);
+        // Dropped after the unlock if there is nobody to take it.
+        let _left = match &mut *self.interrupts.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(interrupts) => {
+                interrupts.push(fiber);
+                None
+            }
+            None => Some(fiber),
+        };
         self.call_attention();
+    }
+
+    /// Forgets the fibers to be interrupted, now and from now on: the loop has ended.
+    pub(super) fn close(&self) {
+        let left = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(left);
     }
 
     /// Has the loop report its fibers.
@@ -119,7 +133,8 @@ impl Remote {
 
     /// Takes the fibers to be interrupted.
     pub(super) fn take_interrupts(&self) -> Vec<FiberRef> {
-        std::mem::take(&mut *self.interrupts.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut interrupts = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+        interrupts.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes the requests for reports.

@@ -90,6 +90,19 @@ impl Slots {
         })
     }
 
+    /// Takes the heirs of operations that have not landed.
+    pub(super) fn take_heirs(&mut self) -> Vec<Box<dyn FnOnce(i32)>> {
+        let mut heirs = Vec::new();
+        for slot in &mut self.slots {
+            if matches!(slot.waiter, Waiter::Orphan(_))
+                && let Waiter::Orphan(heir) = std::mem::replace(&mut slot.waiter, Waiter::Nobody)
+            {
+                heirs.push(heir);
+            }
+        }
+        heirs
+    }
+
     /// Frees the slot of `key`, which is in use, and says who waited.
     #[inline]
     pub(crate) fn remove(&mut self, key: Key) -> Waiter {

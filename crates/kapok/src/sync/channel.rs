@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::permits::{Closed, MAX_PERMITS, Permits};
 use crate::fiber::Interrupted;
-use crate::park::block_on_interruptible;
+use crate::park::retiring;
 
 /// A channel that holds up to `capacity` values; senders wait while it is full. The buffer is
 /// allocated now.
@@ -136,7 +136,7 @@ impl<T> Sender<T> {
             Err(TrySendError::Disconnected(value)) => return Err(SendError::disconnected(value)),
             Err(TrySendError::Full(value)) => value,
         };
-        match block_on_interruptible(self.slot()) {
+        match retiring::block_on_interruptible(self.slot()) {
             Ok(Ok(())) => self.shared.push(value).map_err(SendError::disconnected),
             Ok(Err(Closed)) => Err(SendError::disconnected(value)),
             Err(Interrupted::Canceled | Interrupted::PeerGone) => {
@@ -215,7 +215,7 @@ impl<T> Receiver<T> {
         if self.shared.items.try_acquire(1) {
             return Ok(self.shared.pop());
         }
-        match block_on_interruptible(self.shared.items.acquire(1))? {
+        match retiring::block_on_interruptible(self.shared.items.acquire(1))? {
             Ok(()) => Ok(self.shared.pop()),
             Err(Closed) => Err(RecvError::Disconnected),
         }

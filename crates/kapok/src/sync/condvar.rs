@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::mutex::MutexGuard;
 use super::queue::{Locked, Place, Protocol, Queue, Waiter};
-use crate::park::{block_on, block_on_until};
+use crate::park::retiring;
 use crate::time;
 
 /// A condition on data behind a [`Mutex`](super::Mutex), waited for with the mutex released.
@@ -67,7 +67,7 @@ impl Condvar {
 
     /// Releases the mutex, waits for a notification, and takes the mutex again.
     pub fn wait<'a, T: ?Sized>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        block_on(self.wait_async(guard))
+        retiring::block_on(self.wait_async(guard))
     }
 
     /// Waits as long as `condition` holds.
@@ -89,14 +89,9 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         deadline: Instant,
     ) -> (MutexGuard<'a, T>, bool) {
-        let mutex = guard.mutex();
-        let waiter = pin!(self.queue.waiter());
-        let waiter = waiter.as_ref();
-        self.enter(waiter);
-        drop(guard);
-        block_on_until(poll_fn(|context| self.poll_notified(waiter, context)), deadline);
-        let guard = mutex.lock();
-        (guard, self.leave(waiter))
+        let late = AtomicBool::new(false);
+        let waiting = pin!(self.wait_while_not(&late, guard));
+        retiring::block_on_until(waiting, deadline, || late.store(true, Ordering::Relaxed))
     }
 
     /// As [`wait_until`](Condvar::wait_until), for at most `timeout`.
@@ -115,15 +110,27 @@ impl Condvar {
     /// As [`wait`](Condvar::wait), in a future. The mutex is released when the future is first
     /// polled, or dropped. A future that is dropped after it was notified passes that on.
     pub async fn wait_async<'a, T: ?Sized>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.wait_while_not(&AtomicBool::new(false), guard).await.0
+    }
+
+    /// Waits until it is notified or late, and takes the mutex again. Whether it was notified.
+    async fn wait_while_not<'a, T: ?Sized>(
+        &self,
+        late: &AtomicBool,
+        guard: MutexGuard<'a, T>,
+    ) -> (MutexGuard<'a, T>, bool) {
         let mutex = guard.mutex();
         let waiter = pin!(self.queue.waiter());
         let waiter = waiter.as_ref();
         self.enter(waiter);
         drop(guard);
-        poll_fn(|context| self.poll_notified(waiter, context)).await;
+        poll_fn(|context| match late.load(Ordering::Relaxed) {
+            true => Poll::Ready(()),
+            false => self.poll_notified(waiter, context),
+        })
+        .await;
         let guard = mutex.lock_async().await;
-        self.leave(waiter);
-        guard
+        (guard, self.leave(waiter))
     }
 
     /// Wakes one of those who wait. Without any, this is one load.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use super::permits::Permits;
-use crate::park::block_on;
+use crate::park::retiring;
 
 /// A lock around data that one fiber, thread or future has at a time.
 ///
@@ -70,7 +70,7 @@ impl<T: ?Sized> Mutex<T> {
 
     #[cold]
     fn lock_slow(&self) -> MutexGuard<'_, T> {
-        block_on(self.lock_async())
+        retiring::block_on(self.lock_async())
     }
 
     /// Takes the lock, waiting until it is free. A dropped future takes nothing.

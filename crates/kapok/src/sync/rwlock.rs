@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 use super::permits::Permits;
-use crate::park::block_on;
+use crate::park::retiring;
 
 /// How many may read at a time: more than fibers fit into memory.
 const READERS: usize = (1 << 28) - 1;
@@ -73,7 +73,7 @@ impl<T: ?Sized> RwLock<T> {
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         match self.try_read() {
             Some(guard) => guard,
-            None => block_on(self.read_async()),
+            None => retiring::block_on(self.read_async()),
         }
     }
 
@@ -84,7 +84,7 @@ impl<T: ?Sized> RwLock<T> {
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         match self.try_write() {
             Some(guard) => guard,
-            None => block_on(self.write_async()),
+            None => retiring::block_on(self.write_async()),
         }
     }
 

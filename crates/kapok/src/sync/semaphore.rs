@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::permits::{MAX_PERMITS, Permits};
 use crate::fiber::Interrupted;
-use crate::park::block_on_interruptible;
+use crate::park::retiring;
 
 /// A number of permits, to bound how many do something at a time.
 ///
@@ -105,7 +105,7 @@ impl Semaphore {
     pub fn acquire_many(&self, count: usize) -> Result<SemaphorePermit<'_>, AcquireError> {
         match self.try_acquire_many(count) {
             Some(permit) => Ok(permit),
-            None => Ok(block_on_interruptible(self.acquire_many_async(count))?),
+            None => Ok(retiring::block_on_interruptible(self.acquire_many_async(count))?),
         }
     }
 
