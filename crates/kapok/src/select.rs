@@ -23,6 +23,10 @@ use std::task::{Context, Poll, Waker};
 /// with `biased;` the first in the text wins. The future expressions are evaluated in the order of
 /// the text, all of them, before any is polled.
 ///
+/// "At once" is what needs no look at a kernel: with `default`, futures of sockets and timers that are made
+/// in the expression itself are dropped before io_uring has taken them up, and never win. Make them before
+/// the loop, and name them by `&mut`.
+///
 /// The losers are dropped before the block runs. So an arm is fit for `select!` in a loop if its
 /// future loses nothing when dropped: those of [`sync`](crate::sync) are.
 ///

@@ -356,3 +356,29 @@ fn a_signal_to_the_child_is_not_told_to_the_parent() {
         });
     });
 }
+
+#[test]
+fn the_loops_of_the_parent_are_not_the_childs() {
+    alone("the_loops_of_the_parent_are_not_the_childs", || {
+        run(|| {
+            let others: Vec<_> = (0..3).map(|_| kapok::spawn(|| kapok::sleep(LONG))).collect();
+            kapok::yield_now();
+            let child = fork(|| {
+                let limit = Duration::from_millis(20);
+                let stalls = Arc::new(AtomicUsize::new(0));
+                let seen = Arc::clone(&stalls);
+                let runtime = Runtime::builder().watchdog(limit).on_stall(move |_| {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                });
+                let loops = runtime.build().unwrap().run(move || {
+                    kapok::sleep(limit * 5).unwrap();
+                    kapok::dump().loops.len()
+                });
+                // The fiber that has forked runs for ever, for all that anybody sees.
+                end(i32::from(loops != 1) + 2 * i32::from(stalls.load(Ordering::SeqCst) > 0));
+            });
+            assert_eq!(wait(child.expect("the child ends by itself")), Ok(0));
+            others.iter().for_each(kapok::JoinHandle::cancel);
+        });
+    });
+}

@@ -157,6 +157,19 @@ pub(crate) struct Loops {
     pub(crate) running: Vec<Arc<Published>>,
     pub(crate) ended: Counters,
     pub(crate) ended_count: u64,
+    /// Whose they are.
+    process: u32,
+}
+
+impl Loops {
+    fn new() -> Loops {
+        Loops {
+            running: Vec::new(),
+            ended: Counters::default(),
+            ended_count: 0,
+            process: std::process::id(),
+        }
+    }
 }
 
 static LOOPS: Mutex<Option<Loops>> = Mutex::new(None);
@@ -165,11 +178,12 @@ static LOOPS: Mutex<Option<Loops>> = Mutex::new(None);
 pub(crate) fn with_loops<R>(f: impl FnOnce(&mut Loops) -> R) -> R {
     let mut loops: MutexGuard<'_, Option<Loops>> =
         LOOPS.lock().unwrap_or_else(PoisonError::into_inner);
-    f(loops.get_or_insert_with(|| Loops {
-        running: Vec::new(),
-        ended: Counters::default(),
-        ended_count: 0,
-    }))
+    let loops = loops.get_or_insert_with(Loops::new);
+    if loops.process != std::process::id() {
+        // In the child of a fork. Those of the parent are not to be touched, not even their end.
+        std::mem::forget(std::mem::replace(loops, Loops::new()));
+    }
+    f(loops)
 }
 
 /// Keeps a loop on the list while its thread runs it.
