@@ -357,7 +357,7 @@ fn children_that_come_after_the_cancel_are_cancelled_too() {
 fn a_cancel_after_the_deadline_reaches_the_children() {
     run(|| {
         let parent = kapok::spawn_local(|| {
-            let _ = kapok::timeout(Duration::from_millis(5), || {
+            kapok::timeout(Duration::from_millis(5), || {
                 kapok::scope(|scope| {
                     scope.spawn_local(|| {
                         // A limit that has passed is a tick to it.
