@@ -22,7 +22,7 @@ pub enum JoinError {
     /// The fiber will never end: its loop was closed before it started or while it waited, or the
     /// io_uring that held memory which it had lent can no longer be entered (see
     /// [`Runtime::run`](crate::Runtime::run)). It is not unwound, and its stack is leaked: locks that
-    /// it held stay locked, and what it owned stays open.
+    /// it held stay locked, and what it owned stays open. Locks that it waited for go to others.
     Abandoned,
     /// The fiber could not start, because there was no stack for it. The error says which limit was
     /// met, how many stacks there are and what to do.
