@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Scratch, block_on, eventually, has_uring, poll_once};
+use harness::{Scratch, block_on, eventually, has_uring, poll_once, skip};
 use kapok_engine::sim::{Chance, Config as World, Faults};
 use kapok_engine::{Config, Kind};
 use kapok_pool::{Buffers, File, OpenOptions, Pool, Thresholds, Via, fs};
@@ -49,8 +49,8 @@ impl Small {
         match system("mount", &["-t", "tmpfs", "-o", "size=1m", "kapok", name]) {
             Ok(_) => Some(Small(path)),
             Err(why) => {
-                eprintln!("SKIPPED: no small tmpfs can be mounted here: {why}");
                 std::fs::remove_dir(&path).unwrap();
+                skip(&format!("no small tmpfs can be mounted here: {why}"));
                 None
             }
         }
@@ -115,7 +115,7 @@ impl Loop {
         match system("losetup", &["--find", "--show", over.to_str().unwrap()]) {
             Ok(device) => Some(Loop(device)),
             Err(why) => {
-                eprintln!("SKIPPED: no loop device can be had here: {why}");
+                skip(&format!("no loop device can be had here: {why}"));
                 None
             }
         }
@@ -141,7 +141,7 @@ fn an_error_of_the_device_is_the_read_s_and_no_other_s() {
             let file = match options.open(&pool, &device.0).await {
                 Ok(file) => file,
                 Err(error) => {
-                    eprintln!("SKIPPED: {} cannot be opened: {error}", device.0);
+                    skip(&format!("{} cannot be opened: {error}", device.0));
                     return;
                 }
             };

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each suite uses its part")]
 
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,16 @@ pub fn scale(ci: usize, full: usize) -> usize {
         Ok("full") => full,
         _ => ci,
     }
+}
+
+/// Says that something is skipped, and why. Where everything has to be there, with `CI` in the
+/// environment, that is a failure.
+#[track_caller]
+pub fn skip(why: &str) {
+    let everything = std::env::var("CI").is_ok_and(|ci| !["", "0", "false"].contains(&ci.as_str()));
+    assert!(!everything, "{why}, and with CI in the environment nothing is skipped");
+    // Past the harness, which keeps what the macros print to itself.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// One test at a time: for suites that count the descriptors of the process.
