@@ -105,6 +105,11 @@ fn wanted() -> Vec<Goal> {
             add("the page cache, and tokio::fs", case(), one, &["tokio::fs"], 8.0, false);
         }
     }
+    // Where there is a core for more than one of them.
+    for depth in [32, 128] {
+        let case = format!("warm read ×{depth}");
+        add("one pool, beyond one ring", case, "threads auto", &[BASELINE], 1.0, false);
+    }
     for group in ["cold read", "cold write"] {
         for one in ["fibers auto", "tasks auto", "threads auto"] {
             add("one at a time", format!("{group} ×1"), one, &[BASELINE], 0.95, false);
