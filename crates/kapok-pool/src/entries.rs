@@ -1,10 +1,12 @@
 //! Requests that are an entry of io_uring: what there is no other operation for.
 
+use std::cell::Cell;
 use std::ffi::CString;
+use std::fmt;
 use std::io;
 
 use kapok_engine::entry::Entry;
-use kapok_engine::{Op, RawMetadata};
+use kapok_engine::{MAX_TRANSFER, Op, RawMetadata};
 
 use crate::buffer::{Buffer, Source};
 use crate::cell::Landed;
@@ -141,6 +143,176 @@ unsafe impl Request for StatPath {
 
     fn finish(self, landed: io::Result<Landed>) -> io::Result<Box<RawMetadata>> {
         landed.map(|_| self.out)
+    }
+}
+
+/// Asking for an extended attribute of a path.
+pub(crate) struct GetXattr<B> {
+    entry: Entry,
+    path: CString,
+    name: CString,
+    buffer: B,
+}
+
+impl<B: Buffer> GetXattr<B> {
+    pub(crate) fn new(path: CString, name: CString, buffer: B) -> GetXattr<B> {
+        GetXattr { entry: Entry::default(), path, name, buffer }
+    }
+}
+
+// SAFETY: the entry is a part of the request; path and name are on the heap and the request's; the buffer's
+// room does not move and is exclusively its own.
+unsafe impl<B: Buffer> Request for GetXattr<B> {
+    type Output = Moved<B>;
+    const QUIET: bool = B::QUIET;
+
+    fn op(&mut self) -> Op {
+        let room = self.buffer.room();
+        let (name, path, len) = (self.name.as_ptr(), self.path.as_ptr(), most(room.len()));
+        self.entry = Entry::getxattr(name, room.cast().as_ptr(), path, len);
+        Op::Entry { entry: &raw const self.entry }
+    }
+
+    fn finish(mut self, landed: io::Result<Landed>) -> Moved<B> {
+        let count = landed.map(|landed| landed.res as usize);
+        if let Ok(count) = count {
+            let room = self.buffer.room().len();
+            // SAFETY: the kernel has written the value, or nothing into no room, of which it tells the
+            // length.
+            unsafe { self.buffer.filled(count.min(room)) };
+        }
+        (count, self.buffer)
+    }
+}
+
+/// Setting an extended attribute of a path.
+pub(crate) struct SetXattr<B> {
+    entry: Entry,
+    path: CString,
+    name: CString,
+    value: B,
+    flags: i32,
+}
+
+impl<B: Source> SetXattr<B> {
+    pub(crate) fn new(path: CString, name: CString, value: B, flags: i32) -> SetXattr<B> {
+        SetXattr { entry: Entry::default(), path, name, value, flags }
+    }
+}
+
+// SAFETY: the entry is a part of the request; path and name are on the heap and the request's; the bytes of
+// the value do not move.
+unsafe impl<B: Source> Request for SetXattr<B> {
+    type Output = io::Result<()>;
+    const QUIET: bool = B::QUIET;
+
+    fn op(&mut self) -> Op {
+        let bytes = self.value.bytes();
+        let (name, path, len) = (self.name.as_ptr(), self.path.as_ptr(), most(bytes.len()));
+        self.entry = Entry::setxattr(name, bytes.as_ptr(), path, self.flags, len);
+        Op::Entry { entry: &raw const self.entry }
+    }
+
+    fn finish(self, landed: io::Result<Landed>) -> io::Result<()> {
+        landed.map(drop)
+    }
+}
+
+/// A length as these entries have it. The kernel refuses values that are much shorter.
+fn most(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// Moving bytes between a pipe and something else: see [`Pool::splice`](crate::Pool::splice).
+pub struct Splice<D: Descriptor, E: Descriptor> {
+    entry: Entry,
+    from: Held<D>,
+    to: Held<E>,
+}
+
+impl<D: Descriptor, E: Descriptor> Splice<D, E> {
+    pub(crate) fn new(
+        (from, from_offset): (D, Option<u64>),
+        (to, to_offset): (E, Option<u64>),
+        len: usize,
+    ) -> Splice<D, E> {
+        let at = |offset: Option<u64>| offset.map_or(-1, |offset| checked(offset) as i64);
+        let (len, flags) = (len.min(MAX_TRANSFER) as u32, libc::SPLICE_F_MOVE);
+        let (here, there) = (at(from_offset), at(to_offset));
+        let entry = Entry::splice(from.raw(), here, to.raw(), there, len, flags);
+        Splice { entry, from: Held::new(from), to: Held::new(to) }
+    }
+}
+
+impl<D: Descriptor, E: Descriptor> fmt::Debug for Splice<D, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Splice").field("from", &self.from).field("to", &self.to).finish()
+    }
+}
+
+// SAFETY: the entry is a part of the request, and names no memory; the clones keep its descriptors open.
+unsafe impl<D: Descriptor, E: Descriptor> Request for Splice<D, E> {
+    type Output = io::Result<usize>;
+    const QUIET: bool = true;
+
+    fn op(&mut self) -> Op {
+        Op::Entry { entry: &raw const self.entry }
+    }
+
+    fn finish(self, landed: io::Result<Landed>) -> io::Result<usize> {
+        landed.map(|landed| landed.res as usize)
+    }
+}
+
+/// Any entry, with what it names: see [`Pool::entry`](crate::Pool::entry).
+pub struct OfEntry<K, F> {
+    entry: Entry,
+    kept: K,
+    make: F,
+    /// A landing that was not the last.
+    first: Cell<Option<Landed>>,
+}
+
+impl<K, F> OfEntry<K, F> {
+    /// # Safety
+    ///
+    /// That of [`Pool::entry`](crate::Pool::entry).
+    pub(crate) unsafe fn new(kept: K, make: F) -> OfEntry<K, F> {
+        OfEntry { entry: Entry::default(), kept, make, first: Cell::new(None) }
+    }
+}
+
+impl<K, F> fmt::Debug for OfEntry<K, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OfEntry").finish_non_exhaustive()
+    }
+}
+
+// SAFETY: the entry is a part of the request; what it names is kept, by the promise that `new` asks for.
+unsafe impl<K, F> Request for OfEntry<K, F>
+where
+    K: Send + 'static,
+    F: FnMut(&mut K) -> Entry + Send + 'static,
+{
+    type Output = (io::Result<Landed>, K);
+    // Whatever is kept may do anything when it is dropped.
+    const QUIET: bool = false;
+
+    fn op(&mut self) -> Op {
+        self.entry = (self.make)(&mut self.kept);
+        Op::Entry { entry: &raw const self.entry }
+    }
+
+    fn more(&self, landed: Landed, _bytes: &[u8]) -> bool {
+        if self.first.get().is_none() {
+            self.first.set(Some(landed));
+        }
+        false
+    }
+
+    fn finish(self, landed: io::Result<Landed>) -> (io::Result<Landed>, K) {
+        let outcome = self.first.get().map_or(landed, Landed::into_result);
+        (outcome, self.kept)
     }
 }
 

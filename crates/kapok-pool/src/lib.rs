@@ -5,6 +5,9 @@
 //! result, so its future can be dropped at any time. Where a hand-over to another thread would cost
 //! more than the operation, it is tried in the caller first: see [`Via`].
 //!
+//! What has no operation of its own here is an [entry](Pool::entry) of io_uring. What io_uring has none for is a
+//! call on a blocking thread ([`File::blocking`]).
+//!
 //! Where the kernel refuses io_uring, the same operations are carried out by epoll and by threads that
 //! block.
 
@@ -57,6 +60,8 @@ pub use buffer::{Buffer, Part, Source};
 pub use carrier::{Carrier, PollState};
 pub use cell::Landed;
 pub use descriptor::Descriptor;
+#[cfg(target_os = "linux")]
+pub use entries::{OfEntry, Splice};
 pub use file::{File, Metadata, OpenFile, OpenOptions};
 #[cfg(target_os = "linux")]
 pub use incoming::Incoming;
@@ -73,3 +78,13 @@ pub use stats::{PoolStats, ThreadStats};
 pub use via::{UnknownVia, Via};
 #[cfg(target_os = "linux")]
 pub use watch::Watch;
+
+/// What operations and the options of a pool are made of, so that this crate, or `kapok`, is all that a
+/// program depends on.
+#[doc(no_inline)]
+pub use kapok_engine::{Config as EngineConfig, Kind, Op, RawMetadata, Readiness};
+
+/// Every operation of io_uring as an entry, for [`Pool::entry`].
+#[cfg(target_os = "linux")]
+#[doc(no_inline)]
+pub use kapok_engine::entry;

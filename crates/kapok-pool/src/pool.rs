@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use kapok_engine::entry::Entry;
 use kapok_engine::{Config, Kind, Readiness};
 
 use crate::balance::Balance;
 use crate::buffer::{Buffer, Source};
 use crate::descriptor::{Descriptor, Held};
+#[cfg(target_os = "linux")]
+use crate::entries::{OfEntry, Splice};
 #[cfg(target_os = "linux")]
 use crate::incoming::Incoming;
 use crate::lease::Buffers;
@@ -473,6 +477,90 @@ impl Pool {
         Operation::new(self, request)
     }
 
+    /// Any [`Entry`] of io_uring: what the pool has no operation of its own for. It is what `make` says of
+    /// `kept`, where that stays until the entry has landed; then `kept` comes back with what landed, the
+    /// numbers of a completion. It runs on an I/O thread, whatever its [`Via`] is, and off io_uring as the
+    /// [table of all](kapok_engine::entry::OPERATIONS) has it.
+    ///
+    /// Of an entry that lands more than once the first landing is told, after the last: of a send without a
+    /// copy that is how much was sent, and the kernel reads the buffer no more. An entry that would go on is
+    /// cancelled after the first landing; [`incoming`](Pool::incoming), [`receiver`](Pool::receiver) and
+    /// [`watch`](Pool::watch) are for those.
+    ///
+    /// Dropped in flight, `kept` stays alive until the entry has landed, and is dropped on another thread
+    /// then. A descriptor that the entry makes is a number until somebody owns it: it is lost with the
+    /// operation.
+    ///
+    /// ```
+    /// use std::os::fd::AsRawFd;
+    /// use std::sync::Arc;
+    /// use kapok_pool::{Pool, entry::Entry};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("kapok-pool-entry-{}", std::process::id()));
+    /// let pool = Pool::builder().build()?;
+    /// let file = std::fs::File::create(&path)?;
+    /// // In a task: `.await` in place of `block()`.
+    /// let synced = |file: &mut std::fs::File| {
+    ///     let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    ///     Entry::sync_file_range(file.as_raw_fd(), 4096, 0, flags)
+    /// };
+    /// // SAFETY: the entry names no memory, and the file, which is kept, has its descriptor open.
+    /// let (landed, file) = unsafe { pool.entry(file, synced) }.block();
+    /// assert_eq!(landed?.res, 0);
+    /// # drop(file);
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    ///
+    /// # Safety
+    ///
+    /// The entry that `make` returns names only
+    ///
+    /// * memory that is valid, and unaliased where the kernel writes to it, as long as `kept` exists and is
+    ///   not moved: its own fields, or what it owns on the heap. What the kernel uses for longer than the
+    ///   entry takes is none of it: no send with `MSG_ZEROCOPY` (one of `Entry::send_zc` lands when the
+    ///   kernel is done);
+    /// * descriptors that stay open as long as `kept` exists, and which it may use, or close, as it does;
+    /// * nothing of a ring's: no direct descriptor, no registered or provided buffer, no other operation,
+    ///   no other ring. Rings are the pool's, and nobody knows which one it will be.
+    ///
+    /// `make` may be called several times, before the entry is submitted.
+    ///
+    /// # Errors
+    ///
+    /// In the outcome: what the system call of its name says, `EINVAL` or `EOPNOTSUPP` where a kernel does
+    /// not have it.
+    #[cfg(target_os = "linux")]
+    pub unsafe fn entry<K, F>(&self, kept: K, make: F) -> Operation<'_, OfEntry<K, F>>
+    where
+        K: std::marker::Send + 'static,
+        F: FnMut(&mut K) -> Entry + std::marker::Send + 'static,
+    {
+        // SAFETY: by the caller.
+        self.run(unsafe { OfEntry::new(kept, make) })
+    }
+
+    /// Moves up to `len` bytes from one descriptor to another, one of which is a pipe, without taking them
+    /// into memory: splice(2). An offset is of a file; without one it is where the file stands, and
+    /// pipes have none. 0 is the end of what is read from. It may come to less than `len`.
+    ///
+    /// It runs on an I/O thread. Dropped, bytes may have been moved.
+    ///
+    /// # Errors
+    ///
+    /// What splice(2) says: `EINVAL` if neither is a pipe, `ESPIPE` for an offset in one.
+    #[cfg(target_os = "linux")]
+    pub fn splice<D: Descriptor, E: Descriptor>(
+        &self,
+        (from, from_offset): (&D, Option<u64>),
+        (to, to_offset): (&E, Option<u64>),
+        len: usize,
+    ) -> Operation<'_, Splice<D, E>> {
+        let (from, to) = ((from.clone(), from_offset), (to.clone(), to_offset));
+        self.run(Splice::new(from, to, len))
+    }
+
     /// Does nothing, on an I/O thread and its engine: for measuring the way there.
     pub fn nop(&self) -> Operation<'_, Plain<NoDescriptor>> {
         self.run(Plain::nop())
@@ -538,8 +626,7 @@ impl Pool {
     /// Sends the bytes of `buffer`: send(2), with its `MSG_*` flags. Never raises `SIGPIPE`.
     ///
     /// `MSG_ZEROCOPY` is left out: with it the kernel reads the buffer after the send is over, when it has
-    /// come back. Sends without a copy are entries of io_uring (`IORING_OP_SEND_ZC`), which a
-    /// [`Request`] of one's own can make.
+    /// come back. Sends without a copy are [entries](Pool::entry) of io_uring, `Entry::send_zc`.
     ///
     /// # Errors
     ///

@@ -4,6 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Where an operation runs.
+///
+/// An operation that is an entry of io_uring (those of [`Pool::entry`](crate::Pool::entry), transfers of
+/// several buffers, splices, most of what is done to paths) goes to an I/O thread, whichever it is: an entry
+/// may name what is the rings' own, and land again and again, and other engines than a ring make of it what
+/// they can. What is done to it while it waits is the pool's then: its shutdown ends it, a fiber's
+/// cancellation and deadline do not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Via {

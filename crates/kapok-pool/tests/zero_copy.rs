@@ -8,8 +8,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kapok_engine::Kind;
-use kapok_pool::{Pool, Via};
+use kapok_pool::entry::Entry;
+use kapok_pool::{Kind, Pool, Via};
 
 /// Has sends with `MSG_ZEROCOPY` go without a copy.
 fn allow_zero_copy(socket: &TcpStream) {
@@ -52,4 +52,33 @@ fn a_send_copies_whatever_its_flags_say() {
             assert!(!is_told_of_pages(&near, 100), "{kind}, {via}: pages were lent to the kernel");
         }
     }
+}
+
+/// It lands twice: with how much was sent, and when the kernel reads the bytes no more.
+#[test]
+fn an_entry_that_sends_without_a_copy_tells_how_much_it_sent() {
+    if !harness::has_uring() {
+        return;
+    }
+    const LEN: usize = 64 << 10;
+    let pool = Pool::builder().engine(Kind::Uring).build().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    let send = |(socket, bytes): &mut (TcpStream, Vec<u8>)| {
+        Entry::send_zc(socket.as_raw_fd(), bytes.as_ptr(), bytes.len(), 0, 0)
+    };
+    let receiving = std::thread::spawn(move || {
+        let mut received = Vec::new();
+        far.read_to_end(&mut received).unwrap();
+        received
+    });
+    // SAFETY: the bytes are on the heap and kept, and so is the socket.
+    let operation = unsafe { pool.entry((near, vec![7; LEN]), send) };
+    let (landed, (socket, mut bytes)) = operation.block();
+    let count = landed.unwrap().res as usize;
+    assert!(count > 0, "the second landing counts nothing");
+    bytes.fill(8);
+    drop(socket);
+    assert_eq!(receiving.join().unwrap(), vec![7; count]);
 }

@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use harness::run;
 use kapok::pool::{File, OpenFile, Pool, Via};
@@ -171,4 +171,179 @@ fn reads_that_never_wait_let_other_fibers_run() {
         stop.set(true);
         assert!(reader.join().unwrap() < 10_000, "it kept the others waiting");
     });
+}
+
+/// Entries of io_uring, with nothing but this crate: where there is no function for one, `Pool::entry` takes
+/// it together with what it names.
+#[cfg(target_os = "linux")]
+mod entries {
+    use std::future::Future;
+    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Waker};
+
+    use kapok::Kind;
+    use kapok::pool::entry::Entry;
+    use kapok::pool::{Operation, Request, fs};
+
+    use super::*;
+
+    /// `FUTEX2_SIZE_U32 | FUTEX2_PRIVATE`.
+    const FLAGS: u32 = 2 | 128;
+    const ALL: u64 = u32::MAX as u64;
+
+    /// How an operation is waited for.
+    #[derive(Clone, Copy, Debug)]
+    enum By {
+        Block,
+        Await,
+    }
+
+    impl By {
+        fn wait<R: Request>(self, operation: Operation<'_, R>) -> R::Output {
+            match self {
+                By::Block => operation.block(),
+                By::Await => kapok::block_on(async { operation.await }),
+            }
+        }
+    }
+
+    /// The word is kept with the entry that waits for it to change.
+    fn wait_for_word(pool: &Pool, word: &Arc<AtomicU32>, by: By) {
+        let wait = |word: &mut Arc<AtomicU32>| Entry::futex_wait(word.as_ptr(), 5, ALL, FLAGS, 0);
+        // SAFETY: the word is on the heap, and the clone keeps it; the kernel reads it as others do.
+        let (landed, _) = by.wait(unsafe { pool.entry(word.clone(), wait) });
+        assert_eq!(landed.unwrap().res, 0);
+    }
+
+    /// Wakes who waits for the word, by another entry, until there was one.
+    fn wake(pool: &Pool, word: &Arc<AtomicU32>, by: By) {
+        let wake = |word: &mut Arc<AtomicU32>| Entry::futex_wake(word.as_ptr(), 1, ALL, FLAGS, 0);
+        loop {
+            // SAFETY: as for the wait.
+            let (woken, kept) = by.wait(unsafe { pool.entry(word.clone(), wake) });
+            assert!(Arc::ptr_eq(&kept, word), "what is kept comes back");
+            match woken.unwrap().res {
+                0 => std::thread::yield_now(),
+                woken => return assert_eq!(woken, 1),
+            }
+        }
+    }
+
+    fn use_entries(pool: &Pool, by: By, name: &str) {
+        let path = std::env::temp_dir().join(format!("kapok-{name}-{}", std::process::id()));
+        std::fs::write(&path, b"0123456789").unwrap();
+        let file =
+            OpenFile::from(std::fs::File::options().read(true).write(true).open(&path).unwrap());
+
+        // From a file into a pipe.
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let writer = Arc::new(OwnedFd::from(writer));
+        let moved = by.wait(pool.splice((&file, Some(6)), (&writer, None), 100));
+        assert_eq!(moved.unwrap(), 4);
+        let moved = by.wait(pool.splice((&file, Some(10)), (&writer, None), 100));
+        assert_eq!(moved.unwrap(), 0, "the end of the file");
+        let neither = by.wait(pool.splice((&file, None), (&file, None), 1));
+        assert_eq!(neither.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        drop(writer);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"6789");
+
+        // Attributes, where the file system has them.
+        kapok::block_on(async {
+            let attribute = "user.kapok";
+            match fs::set_xattr(pool, &path, attribute, "floats", 0).await {
+                Ok(()) => {
+                    let value = fs::get_xattr(pool, &path, attribute, vec![0; 16]).await;
+                    assert_eq!((value.0.unwrap(), &value.1[..6]), (6, &b"floats"[..]));
+                    let (len, _) = fs::get_xattr(pool, &path, attribute, Vec::new()).await;
+                    assert_eq!(len.unwrap(), 6, "the length, without room");
+                    let (none, _) = fs::get_xattr(pool, &path, "user.none", vec![0; 16]).await;
+                    let none = none.unwrap_err().to_string();
+                    assert!(none.contains("get the attribute user.none of") && none.contains(name));
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::Unsupported, "{error}");
+                    eprintln!("NOT ON THIS FILE SYSTEM: {error}");
+                }
+            }
+        });
+
+        // An entry that no function makes, and one that waits for another.
+        let sync = |file: &mut OpenFile| {
+            let fd = file.as_fd().as_raw_fd();
+            Entry::sync_file_range(fd, 0, 0, libc::SYNC_FILE_RANGE_WRITE)
+        };
+        // SAFETY: the entry names no memory, and the clone keeps the descriptor open.
+        let (landed, _) = by.wait(unsafe { pool.entry(file.clone(), sync) });
+        assert_eq!(landed.unwrap().res, 0);
+        let word = Arc::new(AtomicU32::new(5));
+        let waker = {
+            let (pool, word) = (pool.clone(), word.clone());
+            std::thread::spawn(move || wake(&pool, &word, by))
+        };
+        wait_for_word(pool, &word, by);
+        waker.join().unwrap();
+        word.store(6, Ordering::Relaxed);
+        let wait = |word: &mut Arc<AtomicU32>| Entry::futex_wait(word.as_ptr(), 5, ALL, FLAGS, 0);
+        // SAFETY: as above.
+        let (landed, _) = by.wait(unsafe { pool.entry(word, wait) });
+        let error = landed.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "it has another value: {error}");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    fn pools() -> Vec<Pool> {
+        let kinds = [Kind::Uring, Kind::Epoll];
+        // Where io_uring is refused there is the other.
+        kinds.into_iter().filter_map(|kind| Pool::builder().engine(kind).build().ok()).collect()
+    }
+
+    #[test]
+    fn are_run_by_threads_fibers_and_tasks() {
+        for pool in pools() {
+            for by in [By::Block, By::Await] {
+                use_entries(&pool, by, "entries-of-threads");
+                // Another fiber runs while the entry waits.
+                let pool = pool.clone();
+                run(move || {
+                    let word = Arc::new(AtomicU32::new(5));
+                    let waiting = kapok::spawn_local({
+                        let (pool, word) = (pool.clone(), word.clone());
+                        move || wait_for_word(&pool, &word, by)
+                    });
+                    kapok::yield_now();
+                    assert!(!waiting.is_finished());
+                    wake(&pool, &word, by);
+                    waiting.join().unwrap();
+                    use_entries(&pool, by, "entries-of-fibers");
+                });
+            }
+        }
+    }
+
+    /// What an entry names outlives its future.
+    #[test]
+    fn keep_what_they_name_until_they_have_landed() {
+        for pool in pools() {
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let kept = (Arc::new(reader), vec![0; 16]);
+            let open = kept.0.clone();
+            let read = |(reader, bytes): &mut (Arc<std::io::PipeReader>, Vec<u8>)| {
+                let fd = reader.as_raw_fd();
+                Entry::read(fd, bytes.as_mut_ptr(), bytes.len(), u64::MAX)
+            };
+            // SAFETY: the bytes are on the heap and kept, and so is the pipe.
+            let mut operation = unsafe { pool.entry(kept, read) };
+            let context = &mut Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut operation).poll(context).is_pending());
+            drop(operation);
+            // A thread that reads hears of no cancel, and has to be given something.
+            writer.write_all(b"float").unwrap();
+            harness::wait_until(|| Arc::strong_count(&open) == 1);
+        }
+    }
 }

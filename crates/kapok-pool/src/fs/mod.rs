@@ -20,11 +20,15 @@ mod tree;
 pub use tree::{DirEntry, ReadDir, create_dir_all, read_dir, remove_dir_all};
 
 use std::ffi::CString;
+#[cfg(target_os = "linux")]
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::blocking::Blocking;
+#[cfg(target_os = "linux")]
+use crate::buffer::Buffer;
 use crate::buffer::{Part, Source};
 use crate::context::{named, named_both};
 use crate::file::{File, Metadata, OpenOptions};
@@ -85,7 +89,7 @@ macro_rules! on_paths {
 }
 
 #[cfg(target_os = "linux")]
-use crate::entries::{OnPaths, StatPath};
+use crate::entries::{GetXattr, OnPaths, SetXattr, StatPath};
 
 /// Makes a directory: mkdir(2).
 ///
@@ -259,6 +263,54 @@ pub async fn set_mode(pool: &Pool, path: impl AsRef<Path>, mode: u32) -> io::Res
     let call =
         move |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
     by_thread(pool, path, call).await.map_err(|error| named("set the mode of", path, error))
+}
+
+/// The value of the extended attribute `name` of a path (xattr(7)), symbolic links followed, in the room of
+/// `buffer`: getxattr(2). Without room it is the length that the value has, and nothing is written.
+///
+/// # Errors
+///
+/// See the [module](self): `ENODATA` where there is none of the name, `ERANGE` if the room is too small.
+#[cfg(target_os = "linux")]
+pub async fn get_xattr<B: Buffer>(
+    pool: &Pool,
+    path: impl AsRef<Path>,
+    name: impl AsRef<OsStr>,
+    buffer: B,
+) -> Moved<B> {
+    let (path, name) = (path.as_ref(), name.as_ref());
+    let (outcome, buffer) = match (c_path(path), c_path(Path::new(name))) {
+        (Ok(path), Ok(name)) => pool.run(GetXattr::new(path, name, buffer)).await,
+        (Err(error), _) | (_, Err(error)) => (Err(error), buffer),
+    };
+    (outcome.map_err(|error| named(&attribute("get", name), path, error)), buffer)
+}
+
+/// Sets the extended attribute `name` of a path, symbolic links followed: setxattr(2), with `flags`
+/// `XATTR_CREATE`, `XATTR_REPLACE` or 0.
+///
+/// # Errors
+///
+/// See the [module](self).
+#[cfg(target_os = "linux")]
+pub async fn set_xattr(
+    pool: &Pool,
+    path: impl AsRef<Path>,
+    name: impl AsRef<OsStr>,
+    value: impl Source,
+    flags: i32,
+) -> io::Result<()> {
+    let (path, name) = (path.as_ref(), name.as_ref());
+    let outcome = match (c_path(path), c_path(Path::new(name))) {
+        (Ok(path), Ok(name)) => pool.run(SetXattr::new(path, name, value, flags)).await,
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    };
+    outcome.map_err(|error| named(&attribute("set", name), path, error))
+}
+
+#[cfg(target_os = "linux")]
+fn attribute(what: &str, name: &OsStr) -> String {
+    format!("{what} the attribute {} of", name.display())
 }
 
 /// Whether there is something at `path`, symbolic links followed.
