@@ -4,6 +4,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use kapok_engine::offload;
@@ -31,6 +32,12 @@ pub unsafe trait Descriptor: Clone + Send + 'static {
     /// What is known of reads that are tried against the page cache, if it is kept.
     #[doc(hidden)]
     fn hint(&self) -> Option<&Hint> {
+        None
+    }
+
+    /// The path that it was opened by, if that is known: for errors to name.
+    #[doc(hidden)]
+    fn path(&self) -> Option<&Path> {
         None
     }
 }

@@ -59,6 +59,7 @@ pub use buffer::Registered;
 pub use buffer::{Buffer, Part, Source};
 pub use carrier::{Carrier, PollState};
 pub use cell::Landed;
+pub use context::raw_os_error;
 pub use descriptor::Descriptor;
 #[cfg(target_os = "linux")]
 pub use entries::{OfEntry, Splice};

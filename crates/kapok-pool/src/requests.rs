@@ -13,6 +13,7 @@ use kapok_engine::{Op, RawMetadata, Readiness, sys};
 use crate::buffer::Registered;
 use crate::buffer::{Buffer, Source};
 use crate::cell::Landed;
+use crate::context::at;
 use crate::descriptor::{Descriptor, Held};
 use crate::hint::{Direction, is_stream, may_try};
 use crate::pool::Pool;
@@ -25,6 +26,11 @@ pub type Moved<B> = (io::Result<usize>, B);
 /// "the current position".
 pub(crate) fn checked(offset: u64) -> u64 {
     offset.min(Op::CURRENT_POSITION - 1)
+}
+
+/// The offset as an error names it.
+fn place(offset: u64) -> Option<u64> {
+    (offset != Op::CURRENT_POSITION).then_some(offset)
 }
 
 /// What came of a transfer of which `done` bytes were moved before.
@@ -156,7 +162,7 @@ unsafe impl<D: Descriptor, B: Buffer> Request for ReadAt<D, B> {
             // SAFETY: the kernel has written so many, from the start of the room.
             unsafe { self.buffer.filled(count) };
         }
-        (count, self.buffer)
+        (count.map_err(|error| at("read", &*self.file, place(self.offset), error)), self.buffer)
     }
 }
 
@@ -248,7 +254,8 @@ unsafe impl<D: Descriptor, B: Source> Request for WriteAt<D, B> {
 
     #[inline]
     fn finish(self, landed: io::Result<Landed>) -> Moved<B> {
-        (count(self.done, seekable(self.is_stream, landed)), self.buffer)
+        let count = count(self.done, seekable(self.is_stream, landed));
+        (count.map_err(|error| at("write", &*self.file, place(self.offset), error)), self.buffer)
     }
 }
 
@@ -328,7 +335,6 @@ unsafe impl<D: Descriptor, B: Source> Request for Send<D, B> {
 pub struct Plain<D: Descriptor> {
     pub(crate) op: Op,
     /// Keeps the operation's descriptor open.
-    #[expect(dead_code, reason = "it is there to be dropped")]
     pub(crate) held: Held<D>,
 }
 
@@ -358,7 +364,8 @@ unsafe impl<D: Descriptor> Request for Plain<D> {
 
     #[inline]
     fn finish(self, landed: io::Result<Landed>) -> io::Result<u32> {
-        landed.map(|landed| landed.res as u32)
+        let outcome = landed.map(|landed| landed.res as u32);
+        outcome.map_err(|error| at("sync", &*self.held, None, error))
     }
 }
 

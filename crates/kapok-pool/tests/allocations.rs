@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use harness::{Scratch, has_uring, poll_once, scale};
-use kapok_pool::{Buffers, Moved, OpenFile, Operation, Pool, Request, Source, Via};
+use harness::{Scratch, block_on, has_uring, poll_once, scale};
+use kapok_pool::{Buffers, Moved, OpenOptions, Operation, Pool, Request, Source, Via};
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -66,12 +66,15 @@ fn a_million_operations_allocate_nothing() {
         return;
     }
     let scratch = Scratch::new("allocations", &[7; 8192]);
-    let file = OpenFile::from(Arc::into_inner(scratch.open()).unwrap());
     let (near, far) = UnixStream::pair().unwrap();
     let (near, far) = (Arc::new(near), Arc::new(far));
     let known = Buffers::new(DEPTH as u32, 4096).unwrap();
     let pool = Pool::builder().threads(2).buffers(known.clone()).build().unwrap();
     assert!(pool.has_registered(&known));
+    // With the path that an error would name.
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).open(&pool, &scratch.0);
+    let file = block_on(file).unwrap().handle().clone();
     let mut buffers: Vec<_> = (0..DEPTH).map(|_| vec![7; 512]).collect();
     let mut leases = Vec::with_capacity(DEPTH);
     // At least so many, each counted when its outcome is there.

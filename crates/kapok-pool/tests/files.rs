@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use harness::{Scratch, block_on, descriptors, eventually, has_uring, poll_once};
-use kapok_pool::{Buffers, Descriptor, File, OpenOptions, Part, Pool, Via};
+use kapok_pool::{Buffers, Descriptor, File, OpenOptions, Part, Pool, Via, fs, raw_os_error};
 
 fn pools() -> Vec<Pool> {
     has_uring();
@@ -124,12 +124,47 @@ fn errors_name_the_file_and_the_contradiction() {
             // A file that was opened for reading only.
             let file = File::open(&pool, "/proc/self/exe").await.unwrap();
             let (written, buffer) = file.write_all_at(vec![1, 2, 3], 0).await;
-            assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EBADF));
+            let error = written.unwrap_err();
+            assert_eq!(raw_os_error(&error), Some(libc::EBADF));
+            assert!(
+                error.to_string().starts_with("write /proc/self/exe at 0: Bad file"),
+                "{error}"
+            );
             assert_eq!(buffer, [1, 2, 3]);
             // A device that is always full.
             let full = OpenOptions::new().write(true).open(&pool, "/dev/full").await.unwrap();
             let (written, _) = full.write_all_at("x", 0).await;
-            assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+            let error = written.unwrap_err();
+            assert_eq!(
+                (error.kind(), raw_os_error(&error)),
+                (ErrorKind::StorageFull, Some(libc::ENOSPC))
+            );
+            assert!(
+                error.to_string().starts_with("write /dev/full at 0: No space left"),
+                "{error}"
+            );
+            // The kernel's error as it was is the source.
+            let source = error.get_ref().unwrap().source().unwrap();
+            let source = source.downcast_ref::<std::io::Error>().unwrap();
+            assert_eq!(source.raw_os_error(), Some(libc::ENOSPC));
+            for (outcome, what) in [
+                (full.append("x").await.0.map(drop), "write"),
+                (full.write_vectored_at(vec!["x"], 7).await.0.map(drop), "write"),
+                (full.sync_all().await.map(drop), "sync"),
+                (full.set_len(3).await, "set the length of"),
+                (full.allocate(0, 3).await, "allocate space in"),
+                (full.read_at(vec![0; 1], 0).await.0.map(drop), "read"),
+            ] {
+                let text = outcome.unwrap_err().to_string();
+                assert!(text.starts_with(&format!("{what} /dev/full")), "{text}");
+            }
+            // What is said of the whole is not said again of its parts.
+            let error = fs::read(&pool, "/proc/self").await.unwrap_err().to_string();
+            assert_eq!(error, "read /proc/self: Is a directory (os error 21)");
+            // Nobody knows what a file is called that was open before, and the kernel's error is told.
+            let exe = std::fs::File::open("/proc/self/exe").unwrap();
+            let (written, _) = File::from_open(&pool, exe).write_at("x", 0).await;
+            assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EBADF));
         });
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use harness::{Scratch, block_on, eventually, has_uring, poll_once, skip};
 use kapok_engine::sim::{Chance, Config as World, Faults};
 use kapok_engine::{Config, Kind};
-use kapok_pool::{Buffers, File, OpenOptions, Pool, Thresholds, Via, fs};
+use kapok_pool::{Buffers, File, OpenOptions, Pool, Thresholds, Via, fs, raw_os_error};
 
 fn pools() -> Vec<Pool> {
     let mut pools = vec![Pool::builder().engine(Kind::Epoll).via(Via::Thread).build().unwrap()];
@@ -84,6 +84,12 @@ fn a_full_disk_is_told_and_takes_nothing_back() {
                 assert!(written < 2 << 20, "the disk has no end");
             };
             assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+            assert_eq!(raw_os_error(&error), Some(libc::ENOSPC), "{error}");
+            // A part of the last chunk may have found room.
+            let text = error.to_string();
+            assert!(text.starts_with(&format!("write {} at ", path.display())), "{text}");
+            let at = text.split_whitespace().nth(3).unwrap().trim_end_matches(':');
+            assert!((written..written + 50_000).contains(&at.parse().unwrap()), "{text}");
             assert!(written >= 900_000, "full after {written}");
             let content = std::fs::read(&path).unwrap();
             for (at, byte) in content[..written as usize].iter().enumerate() {
@@ -98,6 +104,8 @@ fn a_full_disk_is_told_and_takes_nothing_back() {
             assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
             let error = file.allocate(0, 4 << 20).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::StorageFull);
+            let said = format!("allocate space in {}: No space left", path.display());
+            assert!(error.to_string().starts_with(&said), "{error}");
             // And there is room again.
             fs::remove_file(&pool, small.0.join("more")).await.unwrap();
             fs::remove_file(&pool, small.0.join("copy")).await.unwrap();
@@ -156,7 +164,10 @@ fn an_error_of_the_device_is_the_read_s_and_no_other_s() {
             let cut = std::fs::File::options().write(true).open(&backing.0).unwrap();
             cut.set_len(HALF).unwrap();
             let (read, lease) = file.read_at(buffers.lease().await, HALF + (64 << 10)).await;
-            assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
+            let error = read.unwrap_err();
+            assert_eq!(raw_os_error(&error), Some(libc::EIO));
+            let said = format!("read {} at {}: Input/output", device.0, HALF + (64 << 10));
+            assert!(error.to_string().starts_with(&said), "{error}");
             drop(lease);
             // What was synced is there, and the ring goes on.
             let (read, lease) = file.read_exact_at(buffers.lease().await, HALF - (64 << 10)).await;
@@ -204,7 +215,8 @@ fn a_simulated_device_that_fails_loses_nothing_that_was_synced() {
                     Ok(()) => synced += 1,
                     Err(error) if error.kind() == ErrorKind::StorageFull => full = true,
                     Err(error) => {
-                        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+                        assert_eq!(raw_os_error(&error), Some(libc::EIO), "{error}");
+                        assert!(error.to_string().contains(" /log"), "{error}");
                         failed += 1;
                     }
                 }
@@ -215,7 +227,7 @@ fn a_simulated_device_that_fails_loses_nothing_that_was_synced() {
                     let (read, content) = file.read_exact_at(vec![0xff; 1000], chunk * 1000).await;
                     match read {
                         Ok(()) => break content,
-                        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}"),
+                        Err(error) => assert_eq!(raw_os_error(&error), Some(libc::EIO), "{error}"),
                     }
                 };
                 assert!(content.iter().all(|&byte| byte == chunk as u8), "seed {seed}");

@@ -281,7 +281,7 @@ fn errors_of_writes_are_told_once_and_by_the_next_that_writes() {
                     true => file.flush().await.unwrap_err(),
                     false => file.write(b"more").await.unwrap_err(),
                 };
-                assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                assert_eq!(kapok_pool::raw_os_error(&error), Some(libc::ENOSPC), "{error}");
                 file.flush().await.unwrap();
                 // Through what does not write it is kept.
                 file.write_all(b"lost").await.unwrap();
@@ -297,7 +297,8 @@ fn errors_of_writes_are_told_once_and_by_the_next_that_writes() {
             let scratch = Scratch::new(b"read only");
             let mut file = File::open(&pool, &scratch.0).await.unwrap();
             file.write_all(b"x").await.unwrap();
-            assert_eq!(file.shutdown().await.unwrap_err().raw_os_error(), Some(libc::EBADF));
+            let error = file.shutdown().await.unwrap_err();
+            assert_eq!(kapok_pool::raw_os_error(&error), Some(libc::EBADF), "{error}");
             let mut content = String::new();
             file.read_to_string(&mut content).await.unwrap();
             assert_eq!(content, "read only");

@@ -19,6 +19,7 @@ use kapok_engine::offload;
 
 use crate::blocking::Blocking;
 use crate::buffer::{Buffer, Part, Source};
+use crate::context::named;
 use crate::descriptor::Descriptor;
 use crate::hint::Hint;
 use crate::operation::Operation;
@@ -36,6 +37,8 @@ struct Inner {
     /// Taken by the destructor only.
     fd: ManuallyDrop<OwnedFd>,
     hint: Hint,
+    /// Of a file that was opened by it.
+    path: Option<Box<Path>>,
 }
 
 impl Drop for Inner {
@@ -49,10 +52,17 @@ impl Drop for Inner {
     }
 }
 
+impl OpenFile {
+    /// What `fd` has been opened as: errors name the path.
+    fn opened(fd: OwnedFd, path: Option<Box<Path>>) -> OpenFile {
+        let hint = Hint::of(fd.as_raw_fd());
+        OpenFile(Arc::new(Inner { fd: ManuallyDrop::new(fd), hint, path }))
+    }
+}
+
 impl From<OwnedFd> for OpenFile {
     fn from(fd: OwnedFd) -> OpenFile {
-        let hint = Hint::of(fd.as_raw_fd());
-        OpenFile(Arc::new(Inner { fd: ManuallyDrop::new(fd), hint }))
+        OpenFile::opened(fd, None)
     }
 }
 
@@ -83,9 +93,20 @@ unsafe impl Descriptor for OpenFile {
     fn hint(&self) -> Option<&Hint> {
         Some(&self.0.hint)
     }
+
+    fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
+    }
 }
 
 /// An open file and the pool that its operations run on. Clones are of the same open file.
+///
+/// # Errors
+///
+/// Errors of a file that was opened by its path name it and the operation: "write /data/log at 8192: No space left
+/// on device (os error 28)". Their kind is that of the kernel's error, which is the
+/// [`source`](std::error::Error::source), and whose number [`raw_os_error`](crate::raw_os_error()) knows. Those of a
+/// file that was [open before](File::from_open) are the kernel's as they are.
 ///
 /// ```
 /// use kapok_pool::{File, Pool, block_on};
@@ -147,6 +168,15 @@ impl File {
     /// A file that is open already.
     pub fn from_open(pool: &Pool, open: impl Into<OpenFile>) -> File {
         File { pool: pool.clone(), open: open.into() }
+    }
+
+    /// Has an error say what failed and of which file, if that is known.
+    #[cold]
+    fn failed(&self, what: &str, why: io::Error) -> io::Error {
+        match self.open.path() {
+            Some(path) => named(what, path, why),
+            None => why,
+        }
     }
 
     /// The open file, for operations of a pool.
@@ -221,7 +251,10 @@ impl File {
             let (count, part) = self.read_at(part, offset.saturating_add(done as u64)).await;
             buffer = part.into_inner();
             match count {
-                Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), buffer),
+                Ok(0) => {
+                    let end = io::ErrorKind::UnexpectedEof.into();
+                    return (Err(self.failed("read to the end of", end)), buffer);
+                }
                 Ok(count) => done += count,
                 Err(error) => return (Err(error), buffer),
             }
@@ -243,7 +276,9 @@ impl File {
             let (count, part) = self.write_at(part, offset.saturating_add(done as u64)).await;
             buffer = part.into_inner();
             match count {
-                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(0) => {
+                    return (Err(self.failed("write", io::ErrorKind::WriteZero.into())), buffer);
+                }
                 Ok(count) => done += count,
                 Err(error) => return (Err(error), buffer),
             }
@@ -267,7 +302,8 @@ impl File {
             if content.capacity() - content.len() < wanted.max(1)
                 && let Err(error) = content.try_reserve(wanted.max(32))
             {
-                return (Err(io::Error::new(io::ErrorKind::OutOfMemory, error)), content);
+                let error = io::Error::new(io::ErrorKind::OutOfMemory, error);
+                return (Err(self.failed("read", error)), content);
             }
             // What has been read is not asked for again.
             let room = content.len()..content.capacity();
@@ -305,7 +341,9 @@ impl File {
     ///
     /// What statx(2) says.
     pub async fn metadata(&self) -> io::Result<Metadata> {
-        self.pool.run(Stat::new(self.open.clone())).await.map(|raw| Metadata::from(*raw))
+        let outcome = self.pool.run(Stat::new(self.open.clone())).await;
+        let outcome = outcome.map(|raw| Metadata::from(*raw));
+        outcome.map_err(|error| self.failed("stat", error))
     }
 
     /// Makes a call on a blocking thread, with the file as std has it: for what io_uring has no operation
@@ -352,9 +390,10 @@ impl File {
     pub async fn close(self) -> io::Result<()> {
         let Some(inner) = Arc::into_inner(self.open.0) else { return Ok(()) };
         let mut inner = ManuallyDrop::new(inner);
-        // SAFETY: taken once, for `inner` is not dropped; its other fields need no destructor.
+        // SAFETY: taken once, for `inner` is not dropped; what else needs a destructor is the path.
         let fd = unsafe { ManuallyDrop::take(&mut inner.fd) };
-        Blocking::start(&self.pool, move || {
+        let path = inner.path.take();
+        let closed = Blocking::start(&self.pool, move || {
             // SAFETY: the number is this call's alone. Whatever is said, it is not ours afterwards.
             match unsafe { libc::close(fd.into_raw_fd()) } {
                 0 => Ok(()),
@@ -363,7 +402,10 @@ impl File {
                     error => Err(error),
                 },
             }
-        })
-        .await
+        });
+        match (closed.await, path) {
+            (Err(error), Some(path)) => Err(named("close", &path, error)),
+            (outcome, _) => outcome,
+        }
     }
 }

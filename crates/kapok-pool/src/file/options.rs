@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::File;
+use super::{File, OpenFile};
 use crate::context::named;
 use crate::pool::Pool;
 use crate::requests::OpenAt;
@@ -124,7 +124,7 @@ impl OpenOptions {
             pool.run(OpenAt { path, flags, mode }).await
         };
         let fd = opened.await.map_err(|error| named("open", path, error))?;
-        Ok(File::from_open(pool, fd))
+        Ok(File::from_open(pool, OpenFile::opened(fd, Some(path.into()))))
     }
 }
 

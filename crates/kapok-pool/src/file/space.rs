@@ -34,14 +34,15 @@ impl File {
     ///
     /// What ftruncate(2) says.
     pub async fn set_len(&self, len: u64) -> io::Result<()> {
-        let len = signed(len)? as u64;
+        let failed = |error| self.failed("set the length of", error);
+        let len = signed(len).map_err(failed)? as u64;
         #[cfg(target_os = "linux")]
         match self.pool.run(crate::entries::OnFile::set_len(self.open.clone(), len)).await {
             // A ring of before 6.9 says the same of an operation that it does not know.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            outcome => return outcome,
+            outcome => return outcome.map_err(failed),
         }
-        self.blocking(move |file| file.set_len(len)).await
+        self.blocking(move |file| file.set_len(len)).await.map_err(failed)
     }
 
     /// Allocates space for `len` bytes from `offset` on, and makes the file so long if it is shorter:
@@ -63,9 +64,12 @@ impl File {
     /// What fallocate(2) says.
     #[cfg(target_os = "linux")]
     pub async fn allocate_with(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        let (offset, len) = (signed(offset)? as u64, signed(len)? as u64);
-        let open = self.open.clone();
-        self.pool.run(crate::entries::OnFile::allocate(open, mode, offset, len)).await
+        let run = async {
+            let (offset, len) = (signed(offset)? as u64, signed(len)? as u64);
+            let open = self.open.clone();
+            self.pool.run(crate::entries::OnFile::allocate(open, mode, offset, len)).await
+        };
+        run.await.map_err(|error| self.failed("allocate space in", error))
     }
 
     /// Says how `len` bytes from `offset` on will be used, `POSIX_FADV_*`; 0 is to the end:
@@ -76,9 +80,12 @@ impl File {
     /// What posix_fadvise(2) says.
     #[cfg(target_os = "linux")]
     pub async fn advise(&self, offset: u64, len: u64, advice: i32) -> io::Result<()> {
-        let (offset, len) = (signed(offset)? as u64, signed(len)? as u64);
-        let open = self.open.clone();
-        self.pool.run(crate::entries::OnFile::advise(open, offset, len, advice)).await
+        let run = async {
+            let (offset, len) = (signed(offset)? as u64, signed(len)? as u64);
+            let open = self.open.clone();
+            self.pool.run(crate::entries::OnFile::advise(open, offset, len, advice)).await
+        };
+        run.await.map_err(|error| self.failed("advise on", error))
     }
 
     /// Where the next data is from `offset` on, up to the next hole, or `None` if there is nothing but
@@ -90,8 +97,8 @@ impl File {
     /// What lseek(2) says.
     #[cfg(target_os = "linux")]
     pub async fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let offset = signed(offset)?;
-        self.blocking(move |file| {
+        let offset = signed(offset).map_err(|error| self.failed("find data in", error))?;
+        let found = self.blocking(move |file| {
             data_of(offset, |offset, whence| {
                 // SAFETY: lseek with integer arguments, on a file that is open.
                 match unsafe { libc::lseek(file.as_raw_fd(), offset, whence) } {
@@ -99,8 +106,8 @@ impl File {
                     at => Ok(at),
                 }
             })
-        })
-        .await
+        });
+        found.await.map_err(|error| self.failed("find data in", error))
     }
 
     /// Copies up to `len` bytes from `offset` on to `to_offset` of another file, inside the kernel where
@@ -132,7 +139,7 @@ impl File {
                 match self.blocking(call).await {
                     Ok(count) => copied = count,
                     Err(error) if is_refusal(&error) => by_kernel = false,
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(self.failed("copy", error)),
                 }
             }
             // Files that are made as they are read have no length, and the kernel copies nothing of them.
@@ -193,7 +200,8 @@ impl File {
     ///
     /// What futimens(3) says.
     pub async fn set_times(&self, times: FileTimes) -> io::Result<()> {
-        self.blocking(move |file| file.set_times(times)).await
+        let outcome = self.blocking(move |file| file.set_times(times)).await;
+        outcome.map_err(|error| self.failed("set the times of", error))
     }
 
     /// Sets the permission bits: fchmod(2).
@@ -204,7 +212,8 @@ impl File {
     pub async fn set_mode(&self, mode: u32) -> io::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let permissions = std::fs::Permissions::from_mode(mode);
-        self.blocking(move |file| file.set_permissions(permissions)).await
+        let outcome = self.blocking(move |file| file.set_permissions(permissions)).await;
+        outcome.map_err(|error| self.failed("set the mode of", error))
     }
 
     /// Sets whose and whose group's it is, where given: fchown(2).
@@ -213,7 +222,8 @@ impl File {
     ///
     /// What fchown(2) says.
     pub async fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        self.blocking(move |file| std::os::unix::fs::fchown(file, uid, gid)).await
+        let outcome = self.blocking(move |file| std::os::unix::fs::fchown(file, uid, gid)).await;
+        outcome.map_err(|error| self.failed("set the owner of", error))
     }
 }
 

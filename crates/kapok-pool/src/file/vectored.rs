@@ -2,6 +2,8 @@
 
 use super::File;
 use crate::buffer::{Buffer, Source};
+#[cfg(target_os = "linux")]
+use crate::context::at;
 use crate::requests::Moved;
 
 impl File {
@@ -14,7 +16,9 @@ impl File {
     /// What preadv(2) says.
     #[cfg(target_os = "linux")]
     pub async fn read_vectored_at<B: Buffer>(&self, buffers: Vec<B>, offset: u64) -> Moved<Vec<B>> {
-        self.pool.run(crate::entries::Vectored::read(self.open.clone(), buffers, offset)).await
+        let request = crate::entries::Vectored::read(self.open.clone(), buffers, offset);
+        let (count, buffers) = self.pool.run(request).await;
+        (count.map_err(|error| at("read", &self.open, Some(offset), error)), buffers)
     }
 
     /// Writes the bytes of `buffers`, one after the other, from `offset` on: pwritev(2). It may come to
@@ -29,7 +33,9 @@ impl File {
         buffers: Vec<B>,
         offset: u64,
     ) -> Moved<Vec<B>> {
-        self.pool.run(crate::entries::Vectored::write(self.open.clone(), buffers, offset)).await
+        let request = crate::entries::Vectored::write(self.open.clone(), buffers, offset);
+        let (count, buffers) = self.pool.run(request).await;
+        (count.map_err(|error| at("write", &self.open, Some(offset), error)), buffers)
     }
 
     /// Reads into the first of `buffers` that has room: what preadv(2) may come to.

@@ -30,7 +30,7 @@ use crate::blocking::Blocking;
 #[cfg(target_os = "linux")]
 use crate::buffer::Buffer;
 use crate::buffer::{Part, Source};
-use crate::context::{named, named_both};
+use crate::context::{named, named_both, raw_os_error};
 use crate::file::{File, Metadata, OpenOptions};
 use crate::pool::Pool;
 use crate::requests::Moved;
@@ -344,7 +344,7 @@ pub async fn read(pool: &Pool, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 
 /// Whether it is said of a file that it cannot be read or written at an offset. Then nothing was.
 fn has_no_offsets(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ESPIPE)
+    raw_os_error(error) == Some(libc::ESPIPE)
 }
 
 /// What comes until the end of a file without offsets.
