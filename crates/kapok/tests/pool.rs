@@ -205,7 +205,7 @@ mod entries {
         fn wait<R: Request>(self, operation: Operation<'_, R>) -> R::Output {
             match self {
                 By::Block => operation.block(),
-                By::Await => kapok::block_on(async { operation.await }),
+                By::Await => kapok::block_on(operation),
             }
         }
     }
