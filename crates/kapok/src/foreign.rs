@@ -8,6 +8,7 @@ use kapok_engine::Op;
 
 use crate::op;
 use crate::runtime::Loop;
+use crate::server::{Counters, Server, Work};
 
 /// Carries out `op` and waits for it, as every call of this crate does: a fiber is suspended until it
 /// has landed, a plain thread is blocked.
@@ -47,6 +48,16 @@ pub fn send(fd: i32, buf: &[u8], flags: i32) -> io::Result<i32> {
 pub unsafe fn now(op: Op) -> io::Result<i32> {
     // SAFETY: by the caller.
     unsafe { op::now(op) }
+}
+
+/// Runs a server with the work that `add` adds, on the caller's thread, when the loop has begun: nothing can
+/// refuse to run it then.
+///
+/// # Errors
+///
+/// As for [`Server::run`]; `add` was not called.
+pub fn run_server(server: Server, add: impl FnOnce(&mut Work) + 'static) -> io::Result<Counters> {
+    server.run_with(add)
 }
 
 /// What may interrupt the code that runs: [`timeout`](crate::timeout) and [`shield`](crate::shield)

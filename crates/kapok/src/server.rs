@@ -189,14 +189,43 @@ impl Drop for Listed<'_> {
 pub struct Server {
     runtime: Runtime,
     sweep_interval: Duration,
+    work: Work,
+    shared: Arc<Shared>,
+}
+
+/// What a server is to do.
+#[doc(hidden)]
+#[derive(Default)]
+pub struct Work {
     listeners: Vec<(TcpListener, Box<Handler>)>,
     started: Vec<Box<dyn FnOnce()>>,
-    shared: Arc<Shared>,
+}
+
+impl Work {
+    /// See [`Server::register`].
+    pub fn register(
+        &mut self,
+        listener: TcpListener,
+        handler: impl Fn(&TcpStream) -> io::Result<()> + 'static,
+    ) {
+        self.listeners.push((listener, Box::new(handler)));
+    }
+
+    /// See [`Server::start`].
+    pub fn start(&mut self, f: impl FnOnce() + 'static) {
+        self.started.push(Box::new(f));
+    }
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work").field("listeners", &self.listeners.len()).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("listeners", &self.listeners.len()).finish_non_exhaustive()
+        f.debug_struct("Server").field("work", &self.work).finish_non_exhaustive()
     }
 }
 
@@ -225,8 +254,7 @@ impl Server {
         Server {
             runtime,
             sweep_interval: Duration::from_secs(2),
-            listeners: Vec::new(),
-            started: Vec::new(),
+            work: Work::default(),
             shared: Arc::default(),
         }
     }
@@ -244,13 +272,13 @@ impl Server {
         listener: TcpListener,
         handler: impl Fn(&TcpStream) -> io::Result<()> + 'static,
     ) -> &mut Server {
-        self.listeners.push((listener, Box::new(handler)));
+        self.work.register(listener, handler);
         self
     }
 
     /// Has `f` run as a fiber of the loop, from its start on.
     pub fn start(&mut self, f: impl FnOnce() + 'static) -> &mut Server {
-        self.started.push(Box::new(f));
+        self.work.start(f);
         self
     }
 
@@ -263,11 +291,19 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// None today: what goes wrong with a connection is counted, not returned.
+    /// If there is no engine or no stack to be had by now. What goes wrong with a connection is counted, not
+    /// returned.
     pub fn run(self) -> io::Result<Counters> {
-        let Server { runtime, sweep_interval, listeners, started, shared } = self;
+        self.run_with(|_| ())
+    }
+
+    /// The same, with work that `add` adds when the loop has begun. After an error it was not called.
+    pub(crate) fn run_with(self, add: impl FnOnce(&mut Work) + 'static) -> io::Result<Counters> {
+        let Server { runtime, sweep_interval, mut work, shared } = self;
         let inside = Arc::clone(&shared);
-        runtime.run(move || {
+        runtime.try_run(move || {
+            add(&mut work);
+            let Work { listeners, started } = work;
             let _entered = Entered::new(&inside);
             for f in started {
                 fiber::spawn_local(f).detach();
@@ -286,7 +322,7 @@ impl Server {
                 sweeper.spawn_local(move || sweep_for_ever(&shared, sweep_interval)).detach();
             }
             wait_for_end(&inside, serving);
-        });
+        })?;
         let tally = &shared.tally;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Ok(Counters {

@@ -278,6 +278,20 @@ fn a_server_without_descriptors_goes_on_serving() {
 }
 
 #[test]
+fn a_server_whose_engine_is_gone_by_now_says_so_and_begins_nothing() {
+    alone("a_server_whose_engine_is_gone_by_now_says_so_and_begins_nothing", || {
+        let server = Server::new(Runtime::new().unwrap());
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
+        limit_descriptors(3);
+        let run =
+            kapok::foreign::run_server(server, move |_| begins.store(true, Ordering::Relaxed));
+        assert!(run.is_err(), "{run:?}");
+        assert!(!begun.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
 fn threads_have_loops_of_their_own() {
     alone("threads_have_loops_of_their_own", || {
         let _watchdog = Watchdog::new();

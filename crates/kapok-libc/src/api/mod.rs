@@ -28,6 +28,7 @@ mod serve;
 mod socket;
 mod transfer;
 
+use std::error::Error;
 use std::ffi::{c_char, c_void};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -54,7 +55,7 @@ pub const KAPOK_MILLISECOND: u64 = 1_000_000;
 pub const KAPOK_SECOND: u64 = 1_000_000_000;
 
 /// What a fiber runs: it gets the argument that was given with it, and its result is what
-/// kapok_join() gives.
+/// kapok_join() gives. It must not end otherwise than by returning.
 pub type kapok_entry = Option<unsafe extern "C-unwind" fn(arg: *mut c_void) -> *mut c_void>;
 
 /// One that is there.
@@ -156,9 +157,24 @@ fn failed<T>(number: i32) -> io::Result<T> {
     Err(io::Error::from_raw_os_error(number))
 }
 
+/// The number of the system's error that `error` is, or that is the reason for it.
+fn system_error(error: &io::Error) -> Option<i32> {
+    if let Some(number) = error.raw_os_error() {
+        return Some(number);
+    }
+    let mut reason: Option<&(dyn Error + 'static)> = error.get_ref().map(|error| error as _);
+    while let Some(error) = reason {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(system_error) {
+            return Some(number);
+        }
+        reason = error.source();
+    }
+    None
+}
+
 /// The error number that says what `error` says.
 fn number_of(error: &io::Error) -> i32 {
-    if let Some(number) = error.raw_os_error() {
+    if let Some(number) = system_error(error) {
         return number;
     }
     if Canceled::is(error) {

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use kapok::net::TcpListener;
 use kapok::server::Server;
-use kapok::{Kind, Runtime};
+use kapok::{Kind, Runtime, foreign};
 
 use crate::locks::PerProcess;
 
-use super::{Pointer, failed, kapok_loop_counters, kapok_loop_options, options, socket, status};
+use super::{Pointer, failed, kapok_loop_counters, kapok_loop_options, options, status};
 
 /// Serves one connection, on a fiber of its own: it gets the connection, and the argument that was
 /// given with it. What it returns is counted as a failure unless it is 0. The connection is closed when
-/// it returns.
+/// it returns, and it must not end in another way.
 pub type kapok_handler =
     Option<unsafe extern "C-unwind" fn(connection: libc::c_int, arg: *mut c_void) -> libc::c_int>;
 
@@ -112,6 +112,36 @@ pub(super) fn integer_option(fd: RawFd, option: libc::c_int) -> io::Result<libc:
     if res == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What a descriptor that is made non-blocking was before, until it is said to stay: after an error it is
+/// that again.
+struct Nonblocking {
+    fd: RawFd,
+    flags: libc::c_int,
+}
+
+impl Nonblocking {
+    fn set(fd: RawFd) -> io::Result<Nonblocking> {
+        // SAFETY: only numbers are passed.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+        // SAFETY: as above.
+        if flags < 0 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Nonblocking { fd, flags })
+    }
+
+    fn stays(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Nonblocking {
+    fn drop(&mut self) {
+        // SAFETY: only numbers are passed; whose the descriptor is knows the caller of kapok_register().
+        unsafe { libc::fcntl(self.fd, libc::F_SETFL, self.flags) };
+    }
+}
+
 /// Gives a listening TCP socket and its handler to the loop that this thread runs next by
 /// kapok_loop(). From then on the socket is the loop's, which closes it when it ends; it is made
 /// non-blocking. After an error it is still the caller's.
@@ -137,12 +167,12 @@ pub unsafe extern "C" fn kapok_register(
         if domain != libc::AF_INET && domain != libc::AF_INET6 {
             return failed(libc::EAFNOSUPPORT);
         }
-        // Now, while an error leaves the socket with its owner.
-        socket::set_nonblocking(listener)?;
         // What fails closes what it was given, which is a duplicate the first time.
         // SAFETY: an open descriptor, by the caller; the duplicate is new, and ours.
         let trial = unsafe { BorrowedFd::borrow_raw(listener) }.try_clone_to_owned()?;
+        let nonblocking = Nonblocking::set(listener)?;
         drop(TcpListener::try_from(std::net::TcpListener::from(trial))?);
+        nonblocking.stays();
         // SAFETY: an open descriptor, and by the caller ours from now on.
         let listener = unsafe { std::net::TcpListener::from_raw_fd(listener) };
         let listener = TcpListener::try_from(listener)?;
@@ -213,15 +243,16 @@ pub unsafe extern "C" fn kapok_loop(
         // SAFETY: by the caller, here and below.
         unsafe { options::write(counters, &kapok_loop_counters::default(), first) }?;
         // SAFETY: as above.
-        let mut server = unsafe { server_for(options) }?;
-        let waiting = WAITING.take();
-        for (listener, handler, arg) in waiting.listeners {
-            server.register(listener, move |stream| serve(stream.as_raw_fd(), handler, arg));
-        }
-        for start in waiting.started {
-            server.start(start);
-        }
-        let counted = server.run()?;
+        let server = unsafe { server_for(options) }?;
+        let counted = foreign::run_server(server, |work| {
+            let waiting = WAITING.take();
+            for (listener, handler, arg) in waiting.listeners {
+                work.register(listener, move |stream| serve(stream.as_raw_fd(), handler, arg));
+            }
+            for start in waiting.started {
+                work.start(start);
+            }
+        })?;
         let counted = kapok_loop_counters {
             size: 0,
             accepted: counted.accepted,
@@ -246,7 +277,8 @@ fn serve(connection: RawFd, handler: Handler, arg: Pointer) -> io::Result<()> {
 }
 
 /// Ends the loop that calls it; called from a thread without one, every loop of the process. Its
-/// listeners are closed, and fibers that are left are cancelled.
+/// listeners are closed, and fibers that are left are cancelled. What comes before a loop has begun is
+/// lost.
 #[unsafe(no_mangle)]
 pub extern "C" fn kapok_stop() {
     super::answer((), || {

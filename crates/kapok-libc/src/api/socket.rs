@@ -15,15 +15,6 @@ use super::{answer, failed, serve, status};
 /// No time limit.
 pub const KAPOK_FOREVER: u64 = u64::MAX;
 
-pub(super) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
-    // SAFETY: only numbers are passed.
-    let done = unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        flags >= 0 && libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
-    };
-    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Waits for a connection and takes it: its descriptor, which is close-on-exec and the caller's to
 /// close. addr and addrlen are those of accept(2), and may be NULL. Waits whether or not the listener has
 /// O_NONBLOCK.

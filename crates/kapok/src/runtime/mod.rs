@@ -218,9 +218,27 @@ fn limit_by_environment() -> io::Result<Duration> {
 fn make_engine(kind: Option<Kind>, config: &Config) -> io::Result<AnyEngine> {
     match kind {
         None => AnyEngine::best(config),
-        Some(kind) => AnyEngine::new(kind, config).map_err(|error| {
-            io::Error::new(error.kind(), format!("the {kind} engine cannot be had: {error}"))
-        }),
+        Some(kind) => AnyEngine::new(kind, config)
+            .map_err(|error| io::Error::new(error.kind(), NoEngine { kind, error })),
+    }
+}
+
+/// Which engine cannot be had, and why.
+#[derive(Debug)]
+struct NoEngine {
+    kind: Kind,
+    error: io::Error,
+}
+
+impl std::fmt::Display for NoEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the {} engine cannot be had: {}", self.kind, self.error)
+    }
+}
+
+impl std::error::Error for NoEngine {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
     }
 }
 
@@ -292,10 +310,17 @@ impl Runtime {
     /// the reason, if such a fiber is a child of a [`scope`](crate::scope()), or if a loop has no
     /// other engine to go on with.
     pub fn run<T: 'static>(&self, main: impl FnOnce() -> T + 'static) -> T {
+        self.try_run(main).unwrap_or_else(|error| panic!("the main fiber did not begin: {error}"))
+    }
+
+    /// The same, where it is no bug if the engine of the caller's loop, or the main fiber's stack, is not to
+    /// be had by now: then `main` was not called.
+    pub(crate) fn try_run<T: 'static>(&self, main: impl FnOnce() -> T + 'static) -> io::Result<T> {
         Loop::with_current(|current| {
             assert!(current.is_none(), "a runtime cannot run inside another one's fiber");
         });
         let builder = &self.builder;
+        let engine = make_engine(builder.engine, &builder.config)?;
         let group = Arc::new(Group::new(builder.threads));
         let stopped = StopOnDrop(Arc::clone(&group));
         let mut threads = Vec::new();
@@ -303,13 +328,15 @@ impl Runtime {
             let (group, builder) = (Arc::clone(&group), builder.clone());
             let worker = std::thread::Builder::new().name(format!("kapok-{index}"));
             let spawned = worker.spawn(move || {
-                serve_loop(&group, index, &builder, |lp| lp.group().is_stopping());
+                let engine = make_engine(builder.engine, &builder.config)
+                    .unwrap_or_else(|error| panic!("no engine for loop {index}: {error}"));
+                serve_loop(&group, index, &builder, engine, |lp| lp.group().is_stopping());
             });
             threads.push(spawned.unwrap_or_else(|error| panic!("no thread for a loop: {error}")));
         }
         let mut handle = None;
         let mut main = Some(main);
-        serve_loop(&group, 0, builder, |lp| {
+        serve_loop(&group, 0, builder, engine, |lp| {
             if let Some(main) = main.take() {
                 let name = fiber::Builder::new().name("main");
                 handle = Some(fiber::spawn_on(lp, name, false, main));
@@ -331,8 +358,9 @@ impl Runtime {
             one.discard(JoinError::Abandoned);
         }
         match handle.expect("the main fiber was spawned").join() {
-            Ok(value) => value,
+            Ok(value) => Ok(value),
             Err(JoinError::Panicked(panic)) => std::panic::resume_unwind(panic),
+            Err(JoinError::NoStack(error)) => Err(error),
             Err(error) => panic!("the main fiber did not end: {error}"),
         }
     }
@@ -361,10 +389,9 @@ fn serve_loop(
     group: &Arc<Group>,
     index: usize,
     builder: &Builder,
+    engine: AnyEngine,
     done: impl FnMut(&Loop) -> bool,
 ) {
-    let engine = make_engine(builder.engine, &builder.config)
-        .unwrap_or_else(|error| panic!("no engine for loop {index}: {error}"));
     fork::prepare();
     stack::install_overflow_handler();
     // Without it an overflow still ends the process, only without naming the fiber.
