@@ -13,7 +13,8 @@ use crate::{handler, signals, wait};
 /// A hooked call on a fiber, from its beginning to its end. As long as it lives, further calls of
 /// the same fiber go straight to the C library.
 pub(crate) struct Call {
-    hook: &'static Hook,
+    /// None: it is one of the C interface, which no signal ends.
+    hook: Option<&'static Hook>,
     pub(crate) inside: Inside,
     /// errno at the beginning, which a call that succeeds leaves alone.
     errno: Cell<i32>,
@@ -37,7 +38,28 @@ impl Call {
             hook.count_bypass();
             return None;
         };
-        Some(Call {
+        Some(Call::new(Some(hook), inside))
+    }
+
+    /// The body of a function of the C interface, which is no hook and needs none. `None` if it is not to
+    /// suspend.
+    pub(crate) fn of_interface<T>(
+        body: impl FnOnce(&Call) -> Result<T, Errno>,
+    ) -> Option<Result<T, Errno>> {
+        if handler::runs() || allocator::runs() {
+            return None;
+        }
+        let call = Call::new(None, interpose::enter()?);
+        let done = body(&call);
+        call.give_way();
+        // Handlers of signals that were put off run here.
+        drop(call);
+        Some(done)
+    }
+
+    #[inline]
+    fn new(hook: Option<&'static Hook>, inside: Inside) -> Call {
+        Call {
             hook,
             inside,
             errno: Cell::new(errno::get()),
@@ -46,7 +68,26 @@ impl Call {
             always_restarted: Cell::new(false),
             looked: Cell::new(None),
             knows_not_all: Cell::new(false),
-        })
+        }
+    }
+
+    /// Whether a signal may end the call's waits.
+    pub(crate) fn ends_by_signals(&self) -> bool {
+        self.hook.is_some()
+    }
+
+    /// Who never waits lets others run all the same.
+    #[inline]
+    fn give_way(&self) {
+        if !self.suspended.get() && self.inside.has_had_its_share() {
+            self.aside(|| self.inside.give_way());
+        }
+    }
+
+    /// Runs a wait during which the thread has not the fiber's mask of signals. Without hooks fibers have
+    /// none of their own.
+    pub(crate) fn aside<R>(&self, wait: impl FnOnce() -> R) -> R {
+        if hook::is_active() { mask::aside(wait) } else { wait() }
     }
 
     /// Runs the body of the function and does what its result says with errno. Handlers of signals that
@@ -56,11 +97,10 @@ impl Call {
     pub(crate) fn end<T: Failing>(self, body: impl FnOnce(&Call) -> Result<T, Errno>) -> Option<T> {
         let unwinding = AbortOnUnwind;
         let done = body(&self);
-        self.hook.count_call(self.suspended.get());
-        // Who never waits lets others run all the same.
-        if !self.suspended.get() && self.inside.has_had_its_share() {
-            mask::aside(|| self.inside.give_way());
+        if let Some(hook) = self.hook {
+            hook.count_call(self.suspended.get());
         }
+        self.give_way();
         let (value, errno) = match done {
             Ok(value) => (Some(value), self.errno.get()),
             Err(Errno(libc::EINTR)) if self.starts_again() => (None, self.errno.get()),

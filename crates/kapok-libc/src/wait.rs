@@ -353,21 +353,16 @@ impl Call {
         listener::waits();
         let waiting = Arc::new(Waiting {
             notice: AtomicU8::new(NO_NOTICE),
-            signals: Waiter::new(
-                self.fiber(),
-                mask::mine(),
-                self.inside.is_main(),
-                self.is_never_restarted(),
-            ),
+            signals: self.waiter(),
             waker: OnceLock::new(),
         });
         // From here on a signal for this fiber ends the wait.
-        let _listed = Listed::new(&waiting.signals);
-        if deferred::of(self.fiber()) != 0 {
+        let listed = self.ends_by_signals().then(|| Listed::new(&waiting.signals));
+        if listed.is_some() && deferred::of(self.fiber()) != 0 {
             return Err(Stopped::Signal);
         }
         let mut entered = None;
-        let waited = aside(|| {
+        let waited = self.aside(|| {
             self.inside.wait(
                 poll_fn(|context| {
                     let first = entered.is_none();
@@ -411,14 +406,16 @@ impl Call {
     pub(crate) fn wait_out<F: Future>(&self, future: F, until: Instant) -> Option<F::Output> {
         self.suspended.set(true);
         // What a signal has left for this fiber, and leaves now, waits for the end of the call.
-        let waiter = Waiter::new(
-            self.fiber(),
-            mask::mine(),
-            self.inside.is_main(),
-            self.is_never_restarted(),
-        );
-        let _listed = Listed::new(&waiter);
-        aside(|| kapok::shield(|| self.inside.wait(future, Some(until)))).ok()
+        let waiter = self.waiter();
+        let _listed = self.ends_by_signals().then(|| Listed::new(&waiter));
+        self.aside(|| kapok::shield(|| self.inside.wait(future, Some(until)))).ok()
+    }
+
+    /// What signals know of the call's waits.
+    fn waiter(&self) -> Waiter {
+        // One that blocks them all is told of none.
+        let mask = if self.ends_by_signals() { mask::mine() } else { !0 };
+        Waiter::new(self.fiber(), mask, self.inside.is_main(), self.is_never_restarted())
     }
 
     /// [`wait_with`](Call::wait_with) of something that only says that an attempt may be worth it. By

@@ -8,12 +8,26 @@ use std::time::Duration;
 use kapok::{foreign, time};
 use kapok_engine::{Op, Readiness};
 
+use crate::call::Call;
+use crate::errno::Errno;
+use crate::sockets;
+
 use super::serve::Closing;
 use super::transfer::until_ready;
 use super::{answer, failed, serve, status};
 
 /// No time limit.
 pub const KAPOK_FOREVER: u64 = u64::MAX;
+
+/// Runs the body of a call that may suspend its fiber, which is interrupted before it as well as in it.
+/// `None`: there is no fiber that may be suspended.
+fn on_fiber<T>(body: impl FnOnce(&Call) -> Result<T, Errno>) -> Option<io::Result<T>> {
+    if let Err(interrupted) = kapok::check_interrupted() {
+        return Some(Err(interrupted.into()));
+    }
+    let done = Call::of_interface(body)?;
+    Some(done.map_err(|Errno(number)| io::Error::from_raw_os_error(number)))
+}
 
 /// Waits for a connection and takes it: its descriptor, which is close-on-exec and the caller's to
 /// close. addr and addrlen are those of accept(2), and may be NULL. Waits whether or not the listener has
@@ -31,6 +45,12 @@ pub unsafe extern "C" fn kapok_accept(
     answer(-1, || {
         if !addr.is_null() && addrlen.is_null() {
             return failed(libc::EFAULT);
+        }
+        // SAFETY: by the caller.
+        let accept =
+            |call: &Call| unsafe { sockets::accept_at_last(call, listener, addr, addrlen) };
+        if let Some(accepted) = on_fiber(accept) {
+            return accepted;
         }
         let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
         let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -66,6 +86,11 @@ pub unsafe extern "C" fn kapok_connect(
     status(|| {
         if addr.is_null() {
             return failed(libc::EFAULT);
+        }
+        // SAFETY: by the caller.
+        let connect = |call: &Call| unsafe { sockets::connect_at_last(call, fd, addr, addrlen) };
+        if let Some(connected) = on_fiber(connect) {
+            return connected;
         }
         let op = Op::Connect { fd, addr: addr.cast(), addr_len: addrlen };
         // SAFETY: by the caller.

@@ -37,15 +37,111 @@ pub(super) unsafe fn connect(
     addr: *const sockaddr,
     addr_len: socklen_t,
 ) -> Result<c_int, Errno> {
-    // SAFETY: by the caller.
-    let direct = || unsafe { kernel!(libc::SYS_connect, fd, addr, addr_len) }.map(|_| 0);
-    let waits = matches!(option(fd, libc::SO_TYPE), Ok(libc::SOCK_STREAM | libc::SOCK_SEQPACKET));
-    let fits = addr_len as usize <= size_of::<sockaddr_storage>() && addr_len > 0;
-    if !waits || !fits || addr.is_null() || is_nonblocking(fd)? {
+    let direct = || {
+        // SAFETY: by the caller.
+        unsafe { kernel!(libc::SYS_connect, fd, addr, addr_len) }.map(|_| 0)
+    };
+    if !connecting_waits(fd, addr, addr_len) || is_nonblocking(fd)? {
         return direct();
     }
     let descriptor = Descriptor::new(fd);
     let limit = time_out(fd, Side::Sending).and_then(|limit| Instant::now().checked_add(limit));
+    // SAFETY: by the caller, and it fits.
+    let operation = unsafe { connecting(fd, addr, addr_len) };
+    let landed = match call.wait_with(&[descriptor], operation, limit) {
+        Ok(landed) => landed,
+        // What was begun goes on, and the next connect(2) tells.
+        // SAFETY: by the caller, an address that fits has a family; it may be unaligned.
+        Err(Stopped::TimedOut) if unsafe { family(addr, addr_len) } == libc::AF_UNIX => {
+            -libc::EAGAIN
+        }
+        Err(Stopped::TimedOut) => -libc::EINPROGRESS,
+        Err(stopped) => return Err(stopped.errno()),
+    };
+    match landed {
+        0.. => Ok(0),
+        // Begun by an earlier call, which somebody has interrupted: this one waits for it.
+        _ if landed == -libc::EALREADY => match outcome(call, descriptor, limit, direct) {
+            Err(Stopped::TimedOut) => Err(Errno(libc::EALREADY)),
+            Err(stopped) => Err(stopped.errno()),
+            Ok(outcome) => outcome,
+        },
+        _ => Err(refused(landed)),
+    }
+}
+
+/// connect(2) for the C interface: it waits until the socket is connected, whatever that has been told of
+/// waiting.
+///
+/// # Safety
+///
+/// The arguments are as connect(2) asks.
+pub(crate) unsafe fn connect_at_last(
+    call: &Call,
+    fd: RawFd,
+    addr: *const sockaddr,
+    addr_len: socklen_t,
+) -> Result<(), Errno> {
+    let direct = || {
+        // SAFETY: by the caller.
+        unsafe { kernel!(libc::SYS_connect, fd, addr, addr_len) }.map(|_| 0)
+    };
+    if !connecting_waits(fd, addr, addr_len) {
+        return direct().map(drop);
+    }
+    let descriptor = Descriptor::new(fd);
+    let done = loop {
+        // SAFETY: by the caller, and it fits.
+        let mut operation = pin!(unsafe { connecting(fd, addr, addr_len) });
+        let waited = loop {
+            match call.wait_with(&[descriptor], operation.as_mut(), None) {
+                Err(Stopped::LookAgain) => {}
+                waited => break waited,
+            }
+        };
+        let landed = match waited {
+            Ok(landed) => landed,
+            Err(stopped) => break Err(stopped),
+        };
+        match landed.wrapping_neg() {
+            // The backlog of a Unix listener is full, and nothing tells when it is not.
+            libc::EAGAIN => match call.nap(&[descriptor], None) {
+                Ok(()) => {}
+                Err(stopped) => break Err(stopped),
+            },
+            libc::EINTR => {}
+            libc::EINPROGRESS | libc::EALREADY => break outcome(call, descriptor, None, direct),
+            _ if landed >= 0 => return Ok(()),
+            _ => return Err(refused(landed)),
+        }
+    };
+    match done {
+        Ok(outcome) => outcome.map(drop),
+        Err(stopped) => {
+            // Nothing can be done with the socket any more, and a thread may wait for it in the kernel,
+            // for as long as TCP goes on trying.
+            if !descriptor.is_closed() {
+                // SAFETY: no memory is named.
+                let _ = unsafe { kernel!(libc::SYS_shutdown, fd, libc::SHUT_RDWR) };
+            }
+            Err(stopped.errno())
+        }
+    }
+}
+
+/// Whether connect(2) may wait. What is wrong with its arguments the kernel says at once.
+fn connecting_waits(fd: RawFd, addr: *const sockaddr, addr_len: socklen_t) -> bool {
+    let waits = matches!(option(fd, libc::SO_TYPE), Ok(libc::SOCK_STREAM | libc::SOCK_SEQPACKET));
+    let fits = addr_len as usize <= size_of::<sockaddr_storage>() && addr_len > 0;
+    waits && fits && !addr.is_null()
+}
+
+/// The operation, with an address of its own.
+///
+/// # Safety
+///
+/// The address is as connect(2) asks, and not larger than any.
+unsafe fn connecting(fd: RawFd, addr: *const sockaddr, addr_len: socklen_t) -> Operation {
     // SAFETY: all zeros is an address of no family.
     let mut storage: Box<sockaddr_storage> = Box::new(unsafe { zeroed() });
     // SAFETY: by the caller; as many bytes as there is room for.
@@ -53,39 +149,43 @@ pub(super) unsafe fn connect(
         let storage: *mut sockaddr_storage = &raw mut *storage;
         storage.cast::<u8>().copy_from_nonoverlapping(addr.cast(), addr_len as usize);
     }
-    let unix = i32::from(storage.ss_family) == libc::AF_UNIX;
     let op = Op::Connect { fd, addr: &raw const *storage, addr_len };
     // SAFETY: the address is the heir's.
-    let operation = unsafe { Operation::new(op, Some(Box::new(move |_| drop(storage)))) };
-    let landed = match call.wait_with(&[descriptor], operation, limit) {
-        Ok(landed) => landed,
-        // What was begun goes on, and the next connect(2) tells.
-        Err(Stopped::TimedOut) if unix => -libc::EAGAIN,
-        Err(Stopped::TimedOut) => -libc::EINPROGRESS,
-        Err(stopped) => return Err(stopped.errno()),
-    };
-    match landed {
-        // Begun by an earlier call, which somebody has interrupted: this one waits for it.
-        _ if landed == -libc::EALREADY => {}
-        0.. => return Ok(0),
-        _ => return Err(known(landed)),
+    unsafe { Operation::new(op, Some(Box::new(move |_| drop(storage)))) }
+}
+
+/// The family of an address.
+///
+/// # Safety
+///
+/// The address is as connect(2) asks.
+unsafe fn family(addr: *const sockaddr, addr_len: socklen_t) -> c_int {
+    if (addr_len as usize) < size_of::<libc::sa_family_t>() {
+        return libc::AF_UNSPEC;
     }
+    // SAFETY: by the caller; it may be unaligned.
+    unsafe { (&raw const (*addr).sa_family).read_unaligned() }.into()
+}
+
+/// How the connecting has ended that an earlier call has begun.
+fn outcome(
+    call: &Call,
+    descriptor: Descriptor,
+    limit: Option<Instant>,
+    direct: impl Fn() -> Result<c_int, Errno>,
+) -> Result<Result<c_int, Errno>, Stopped> {
     loop {
-        match call.wait_ready(descriptor, libc::POLLOUT, limit) {
-            Ok(()) => {}
-            Err(Stopped::TimedOut) => return Err(Errno(libc::EALREADY)),
-            Err(stopped) => return Err(stopped.errno()),
-        }
+        call.wait_ready(descriptor, libc::POLLOUT, limit)?;
         // Over, one way or the other: the call does not wait any more.
         match direct() {
             Err(Errno(libc::EALREADY)) => {}
-            done => return done,
+            done => return Ok(done),
         }
     }
 }
 
-/// The error that an operation landed with. One that a dead ring has kept is an error of the device.
-fn known(landed: i32) -> Errno {
+/// The error that an operation has landed with. One that a dead ring has kept is an error of the device.
+fn refused(landed: i32) -> Errno {
     Errno(landed.checked_neg().unwrap_or(libc::EIO))
 }
 
@@ -115,9 +215,44 @@ pub(super) unsafe fn accept(
         return unsafe { kernel!(libc::SYS_accept4, fd, addr, addr_len, flags) }
             .map(|fd| fd as c_int);
     }
-    let (connection, told) = wait_for_connection(call, descriptor)?;
+    let limit = Patience::new(call, fd, Side::Receiving).limit()?;
+    let (connection, told) = wait_for_connection(call, descriptor, limit)?;
     // SAFETY: by the caller.
     unsafe { hand_over(connection, told, addr, addr_len, flags) }
+}
+
+/// accept(2) for the C interface: it waits until there is a connection, which is close-on-exec, whatever
+/// the listener has been told of waiting.
+///
+/// # Safety
+///
+/// The arguments are as accept(2) asks.
+pub(crate) unsafe fn accept_at_last(
+    call: &Call,
+    fd: RawFd,
+    addr: *mut sockaddr,
+    addr_len: *mut socklen_t,
+) -> Result<c_int, Errno> {
+    let listener = Descriptor::new(fd);
+    if option(fd, libc::SO_ACCEPTCONN) != Ok(1) {
+        // SAFETY: by the caller.
+        return unsafe { kernel!(libc::SYS_accept4, fd, addr, addr_len, libc::SOCK_CLOEXEC) }
+            .map(|fd| fd as c_int);
+    }
+    loop {
+        match wait_for_connection(call, listener, None) {
+            // SAFETY: by the caller.
+            Ok((connection, told)) => unsafe {
+                return hand_over(connection, told, addr, addr_len, libc::SOCK_CLOEXEC);
+            },
+            // The listener does not block, or not for long.
+            Err(Errno(libc::EAGAIN)) => {
+                call.wait_ready(listener, libc::POLLIN, None).map_err(Stopped::errno)?;
+            }
+            Err(Errno(libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// What accept4(2) returns without waiting, whoever calls, if there is a connection of which the kernel
@@ -199,9 +334,12 @@ unsafe fn hand_over(
 }
 
 /// Waits for a connection. Its peer's address too, if it came with it.
-fn wait_for_connection(call: &Call, listener: Descriptor) -> Result<(RawFd, Option<Peer>), Errno> {
+fn wait_for_connection(
+    call: &Call,
+    listener: Descriptor,
+    limit: Option<Instant>,
+) -> Result<(RawFd, Option<Peer>), Errno> {
     let fd = listener.fd;
-    let limit = Patience::new(call, fd, Side::Receiving).limit()?;
     let room = size_of::<sockaddr_storage>() as socklen_t;
     // SAFETY: all zeros is an address of no family.
     let peer = Rc::new(UnsafeCell::new(Peer { addr: unsafe { zeroed() }, len: room }));
@@ -237,7 +375,7 @@ fn wait_for_connection(call: &Call, listener: Descriptor) -> Result<(RawFd, Opti
         }
         let stopped = match waited {
             Ok(connection @ 0..) => return Ok((connection, of_peer())),
-            Ok(landed) => return Err(known(landed)),
+            Ok(landed) => return Err(refused(landed)),
             Err(Stopped::LookAgain) => continue,
             // What is accepted now goes the way of what the listener has in its backlog.
             Err(Stopped::Closed) => return Err(Errno(libc::EBADF)),

@@ -17,6 +17,8 @@ use crate::hook::hooks;
 use crate::kernel::kernel;
 use transfer::Moved;
 
+pub(crate) use connection::{accept_at_last, connect_at_last};
+
 hooks! {
     /// recv(2).
     fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t = |call| {
