@@ -8,7 +8,9 @@ use std::io;
 use std::os::fd::RawFd;
 
 use kapok::foreign;
-use kapok_engine::{Op, Readiness};
+use kapok_engine::{MAX_TRANSFER, Op, Readiness};
+
+use crate::sockets::never_waits;
 
 use super::answer;
 
@@ -40,11 +42,12 @@ fn is_not_a_socket(error: &io::Error) -> bool {
 ///
 /// `buf` has room for `len` bytes, and is nobody else's until this returns.
 unsafe fn recv(fd: RawFd, buf: *mut u8, len: usize, flags: libc::c_int) -> io::Result<i32> {
-    let op = Op::Recv { fd, buf, len, flags };
-    if flags & libc::MSG_DONTWAIT != 0 {
+    if never_waits(fd, flags) {
+        let op = Op::Recv { fd, buf, len, flags: flags | libc::MSG_DONTWAIT };
         // SAFETY: by the caller, here and below.
         return unsafe { foreign::run(op) };
     }
+    let op = Op::Recv { fd, buf, len, flags };
     // SAFETY: as above.
     unsafe { until_ready(op, fd, Readiness::READABLE) }
 }
@@ -53,6 +56,8 @@ unsafe fn recv(fd: RawFd, buf: *mut u8, len: usize, flags: libc::c_int) -> io::R
 ///
 /// `buf` has `len` bytes that nobody changes until this returns.
 unsafe fn send(fd: RawFd, buf: *const u8, len: usize, flags: libc::c_int) -> io::Result<i32> {
+    // No more goes at once, and there is no slice of more than `isize::MAX`.
+    let len = len.min(MAX_TRANSFER);
     let op = Op::Send { fd, buf, len, flags };
     if flags & libc::MSG_DONTWAIT != 0 {
         // SAFETY: by the caller, here and below.
@@ -70,8 +75,9 @@ unsafe fn send(fd: RawFd, buf: *const u8, len: usize, flags: libc::c_int) -> io:
 }
 
 /// Sends all of it, as send(2) does on a socket that blocks: less only if an error or an interruption
-/// comes after the first bytes.
+/// comes after the first bytes. More than can be told of are not asked for.
 fn all(len: usize, mut once: impl FnMut(usize) -> io::Result<i32>) -> io::Result<isize> {
+    let len = len.min(isize::MAX as usize);
     let mut done = 0;
     loop {
         match once(done) {
@@ -94,7 +100,8 @@ fn at(buf: *const c_void) -> *const u8 {
 }
 
 /// Receives up to len bytes: what has come, at least one, or 0 at the end of a stream. Waits for it,
-/// whether or not the socket has O_NONBLOCK, unless flags have MSG_DONTWAIT.
+/// whether or not the socket has O_NONBLOCK, unless flags have MSG_DONTWAIT, MSG_ERRQUEUE or, on a
+/// stream, MSG_OOB.
 ///
 /// # Safety
 ///

@@ -18,6 +18,7 @@ use crate::kernel::kernel;
 use transfer::Moved;
 
 pub(crate) use connection::{accept_at_last, connect_at_last};
+pub(crate) use transfer::never_waits;
 
 hooks! {
     /// recv(2).

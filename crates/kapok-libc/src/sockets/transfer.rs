@@ -11,6 +11,12 @@ use crate::patience::{Patience, Side, option, seen};
 /// Flags under which a receive never waits, whatever the socket.
 const NEVER_WAITS: c_int = libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE;
 
+/// Whether a receive with these flags never waits.
+pub(crate) fn never_waits(fd: RawFd, flags: c_int) -> bool {
+    // Urgent data is there or not; other sockets know nothing of it and ignore the flag.
+    flags & NEVER_WAITS != 0 || (flags & libc::MSG_OOB != 0 && is_stream(fd))
+}
+
 /// What one attempt has moved, and whether that is all that its call may move.
 pub(super) struct Moved {
     pub(super) count: usize,
@@ -30,8 +36,7 @@ pub(super) fn receive(
     mut attempt: impl FnMut(usize, c_int) -> Result<Moved, Errno>,
     at_end: impl FnOnce(),
 ) -> Result<usize, Errno> {
-    // Urgent data is there or not; other sockets know nothing of it and ignore the flag.
-    let may_wait = flags & NEVER_WAITS == 0 && (flags & libc::MSG_OOB == 0 || !is_stream(fd));
+    let may_wait = !never_waits(fd, flags);
     let peek = flags & libc::MSG_PEEK != 0;
     let mut patience = Patience::new(call, fd, Side::Receiving);
     let mut done = 0;
