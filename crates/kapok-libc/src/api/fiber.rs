@@ -10,7 +10,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::mem::offset_of;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::ThreadId;
@@ -29,7 +29,11 @@ pub struct kapok_fiber(());
 
 /// What is behind one. C has its number in the place of a pointer: whoever comes with one that was joined
 /// meanwhile finds nothing, rather than memory that was freed.
-struct Shared(Mutex<Handle>);
+struct Shared {
+    handle: Mutex<Handle>,
+    /// Whether somebody waits for it to end.
+    has_joiner: AtomicBool,
+}
 
 type Fibers = Mutex<HashMap<usize, Arc<Shared>, BuildHasherDefault<DefaultHasher>>>;
 
@@ -53,7 +57,8 @@ impl Shared {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         super::prepare();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        lock(FIBERS.get()).insert(number, Arc::new(Shared(Mutex::new(handle))));
+        let shared = Shared { handle: Mutex::new(handle), has_joiner: AtomicBool::new(false) };
+        lock(FIBERS.get()).insert(number, Arc::new(shared));
         std::ptr::without_provenance_mut(number)
     }
 
@@ -211,7 +216,7 @@ pub unsafe extern "C" fn kapok_spawn(
 impl Shared {
     /// The handle itself, if there is one by now.
     fn with_handle<R>(&self, f: impl FnOnce(&mut JoinHandle<Pointer>) -> R) -> Option<R> {
-        let mut handle = lock(&self.0);
+        let mut handle = lock(&self.handle);
         let arrived = match &*handle {
             Handle::Spawned(_) | Handle::Joined => None,
             Handle::Queued(queued) => Some(lock(&queued.state).handle.take()?),
@@ -227,10 +232,10 @@ impl Shared {
 
     /// What it ended with. None: somebody else has that.
     fn poll(&self, context: &mut Context<'_>) -> Poll<Option<Result<Pointer, JoinError>>> {
-        if matches!(&*lock(&self.0), Handle::Joined) {
+        if matches!(&*lock(&self.handle), Handle::Joined) {
             return Poll::Ready(None);
         }
-        if let Handle::Queued(queued) = &*lock(&self.0) {
+        if let Handle::Queued(queued) = &*lock(&self.handle) {
             let mut state = lock(&queued.state);
             if state.dropped {
                 return Poll::Ready(Some(Err(JoinError::Abandoned)));
@@ -243,13 +248,13 @@ impl Shared {
         let ended = self.with_handle(|handle| Pin::new(handle).poll(context));
         match ended {
             Some(Poll::Ready(ended)) => {
-                let over = std::mem::replace(&mut *lock(&self.0), Handle::Joined);
+                let over = std::mem::replace(&mut *lock(&self.handle), Handle::Joined);
                 drop(over);
                 Poll::Ready(Some(ended))
             }
             Some(Poll::Pending) => Poll::Pending,
             // Another has taken the handle between the two looks, or the result.
-            None if matches!(&*lock(&self.0), Handle::Joined) => Poll::Ready(None),
+            None if matches!(&*lock(&self.handle), Handle::Joined) => Poll::Ready(None),
             None => Poll::Pending,
         }
     }
@@ -259,7 +264,7 @@ impl Shared {
         if let Some(id) = self.with_handle(|handle| handle.id()) {
             return kapok::current_id() == Some(id);
         }
-        match &*lock(&self.0) {
+        match &*lock(&self.handle) {
             Handle::Queued(queued) => {
                 !kapok::on_fiber()
                     && queued.thread == std::thread::current().id()
@@ -267,6 +272,24 @@ impl Shared {
             }
             Handle::Spawned(_) | Handle::Joined => false,
         }
+    }
+}
+
+/// The one who waits for a fiber to end: there is one place for a waker.
+struct Joiner<'a>(&'a Shared);
+
+impl Joiner<'_> {
+    fn new(shared: &Shared) -> io::Result<Joiner<'_>> {
+        if shared.has_joiner.swap(true, Ordering::AcqRel) {
+            return failed(libc::EINVAL);
+        }
+        Ok(Joiner(shared))
+    }
+}
+
+impl Drop for Joiner<'_> {
+    fn drop(&mut self) {
+        self.0.has_joiner.store(false, Ordering::Release);
     }
 }
 
@@ -282,10 +305,10 @@ fn ended_with(error: &JoinError) -> i32 {
 /// Waits for a fiber to end, and gives what it returned. The fiber is freed then. Any thread and any
 /// fiber may join, one of them, once.
 ///
-/// If the *caller* is interrupted (ECANCELED, ETIMEDOUT, ECONNRESET), or would wait for itself
-/// (EDEADLK), the other fiber goes on, and can still be joined. After any other error it is over and
-/// freed: ENOMEM if there was no stack for it, EOWNERDEAD if its loop ended before it, ESRCH if it was
-/// joined or detached before.
+/// If the *caller* is interrupted (ECANCELED, ETIMEDOUT, ECONNRESET), would wait for itself (EDEADLK),
+/// or comes while another waits (EINVAL), the other fiber goes on, and can still be joined. After any
+/// other error it is over and freed: ENOMEM if there was no stack for it, EOWNERDEAD if its loop ended
+/// before it, ENOTRECOVERABLE if a panic ended it, ESRCH if it was joined or detached before.
 ///
 /// # Safety
 ///
@@ -300,6 +323,7 @@ pub unsafe extern "C" fn kapok_join(
         if shared.is_deadlock() {
             return failed(libc::EDEADLK);
         }
+        let _joiner = Joiner::new(&shared)?;
         let ended = kapok::block_on(async {
             let mut interrupted = pin!(kapok::interrupted_async());
             std::future::poll_fn(|context| match shared.poll(context) {
@@ -342,7 +366,7 @@ pub extern "C" fn kapok_cancel(fiber: *mut kapok_fiber) -> libc::c_int {
             if shared.with_handle(|handle| handle.cancel()).is_some() {
                 return Ok(());
             }
-            let handle = lock(&shared.0);
+            let handle = lock(&shared.handle);
             let queued = match &*handle {
                 Handle::Queued(queued) => queued,
                 Handle::Spawned(_) => continue,
@@ -379,8 +403,8 @@ pub extern "C" fn kapok_fiber_id() -> u64 {
 }
 
 /// Runs entry(arg) on a thread made for what blocks, and suspends the fiber until it has returned: for
-/// long computations and calls that block by themselves. It cannot be interrupted. On no fiber it runs
-/// on the spot.
+/// long computations and calls that block by themselves. There it is on no fiber. It cannot be
+/// interrupted. On no fiber it runs on the spot.
 ///
 /// # Safety
 ///
