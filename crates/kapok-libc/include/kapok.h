@@ -34,7 +34,7 @@ typedef struct kapok_fiber kapok_fiber;
 
 /**
  * What a fiber runs: it gets the argument that was given with it, and its result is what
- * kapok_join() gives.
+ * kapok_join() gives. It must not end otherwise than by returning.
  */
 typedef void *(*kapok_entry)(void *arg);
 
@@ -74,7 +74,7 @@ typedef struct kapok_limits {
 /**
  * Serves one connection, on a fiber of its own: it gets the connection, and the argument that was
  * given with it. What it returns is counted as a failure unless it is 0. The connection is closed when
- * it returns.
+ * it returns, and it must not end in another way.
  */
 typedef int (*kapok_handler)(int connection, void *arg);
 
@@ -153,8 +153,6 @@ extern "C" {
  */
 const char *kapok_version(void);
 
-extern int pthread_setcancelstate(int state, int *before);
-
 /**
  * Spawns a fiber that runs entry(arg). On a fiber it is of the same loop; elsewhere it is of the
  * loop that this thread runs next by kapok_loop(), and starts there. If fiber is NULL it is detached,
@@ -174,10 +172,10 @@ int kapok_spawn(kapok_entry entry,
  * Waits for a fiber to end, and gives what it returned. The fiber is freed then. Any thread and any
  * fiber may join, one of them, once.
  *
- * If the *caller* is interrupted (ECANCELED, ETIMEDOUT, ECONNRESET), or would wait for itself
- * (EDEADLK), the other fiber goes on, and can still be joined. After any other error it is over and
- * freed: ENOMEM if there was no stack for it, EOWNERDEAD if its loop ended before it, ESRCH if it was
- * joined or detached before.
+ * If the *caller* is interrupted (ECANCELED, ETIMEDOUT, ECONNRESET), would wait for itself (EDEADLK),
+ * or comes while another waits (EINVAL), the other fiber goes on, and can still be joined. After any
+ * other error it is over and freed: ENOMEM if there was no stack for it, EOWNERDEAD if its loop ended
+ * before it, ENOTRECOVERABLE if a panic ended it, ESRCH if it was joined or detached before.
  *
  * The caller promises:
  *
@@ -216,8 +214,8 @@ uint64_t kapok_fiber_id(void);
 
 /**
  * Runs entry(arg) on a thread made for what blocks, and suspends the fiber until it has returned: for
- * long computations and calls that block by themselves. It cannot be interrupted. On no fiber it runs
- * on the spot.
+ * long computations and calls that block by themselves. There it is on no fiber. It cannot be
+ * interrupted. On no fiber it runs on the spot.
  *
  * The caller promises:
  *
@@ -295,7 +293,8 @@ int kapok_loop(const struct kapok_loop_options *options,
 
 /**
  * Ends the loop that calls it; called from a thread without one, every loop of the process. Its
- * listeners are closed, and fibers that are left are cancelled.
+ * listeners are closed, and fibers that are left are cancelled. What comes before a loop has begun is
+ * lost.
  */
 void kapok_stop(void);
 
@@ -340,7 +339,8 @@ int kapok_close(int fd);
 
 /**
  * Receives up to len bytes: what has come, at least one, or 0 at the end of a stream. Waits for it,
- * whether or not the socket has O_NONBLOCK, unless flags have MSG_DONTWAIT.
+ * whether or not the socket has O_NONBLOCK, unless flags have MSG_DONTWAIT, MSG_ERRQUEUE or, on a
+ * stream, MSG_OOB.
  *
  * The caller promises:
  *

@@ -118,6 +118,14 @@ fn every_exported_function_is_in_the_header() {
     assert_eq!(exported, prototypes().into_keys().collect::<Vec<_>>());
 }
 
+#[test]
+fn the_header_declares_nothing_of_other_libraries() {
+    let header = committed();
+    let mut external = header.lines().filter(|line| line.trim_start().starts_with("extern "));
+    let other = external.find(|line| line.trim() != "extern \"C\" {");
+    assert_eq!(other, None);
+}
+
 fn pages() -> PathBuf {
     here("../../docs/man/man3")
 }
