@@ -47,13 +47,47 @@ fn calls_do_what_their_man_pages_say() {
     if !is_there("cc") {
         return;
     }
+    is_fine(&Command::new(behaviour()).output().unwrap());
+}
+
+fn behaviour() -> std::path::PathBuf {
     let source = here("tests/c/behaviour.c");
-    let program =
-        Installed::get().compile("cc", &["-std=c99"], &source, &["-lpthread"], "behaviour");
-    let output = run(&program);
+    Installed::get().compile("cc", &["-std=c99"], &source, &["-lpthread"], "behaviour")
+}
+
+#[track_caller]
+fn is_fine(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {said}", output.status);
     assert_eq!(output.stdout, b"fine\n", "{said}");
+}
+
+#[test]
+fn what_waits_is_interrupted_on_every_engine() {
+    /// What the program ends with where there is no such engine.
+    const NO_ENGINE: i32 = 77;
+    if !is_there("cc") {
+        return;
+    }
+    let program = behaviour();
+    for engine in ["uring", "epoll", "poll"] {
+        let output = Command::new(&program).args(["interrupted-on", engine]).output().unwrap();
+        if output.status.code() == Some(NO_ENGINE) && engine == "uring" {
+            skipped::skip(&String::from_utf8_lossy(&output.stderr));
+            continue;
+        }
+        println!("{engine}");
+        is_fine(&output);
+    }
+}
+
+#[test]
+fn a_main_that_is_a_fiber_runs_no_loop() {
+    if !is_there("cc") {
+        return;
+    }
+    let mut command = Command::new(behaviour());
+    is_fine(&command.arg("main-is-a-fiber").env("KAPOK_MAIN_FIBER", "1").output().unwrap());
 }
 
 /// A server that says where it listens, and ends at the end of its standard input.
@@ -171,36 +205,42 @@ fn valgrind_finds_nothing_in_a_server() {
         return;
     }
     let Some(program) = echo(&["-g"], "echo-valgrind") else { return };
+    let served = Served::start(valgrind().arg(program));
+    converse(&served, 4, 20_000);
+    has_no_errors(served);
+}
+
+fn valgrind() -> Command {
     // It knows no rings.
     let mut command = Command::new("valgrind");
     command.env("KAPOK_ENGINE", "epoll").args(["--error-exitcode=99", "--max-stackframe=100000"]);
-    let served = Served::start(command.arg(program));
-    converse(&served, 4, 20_000);
+    command
+}
+
+#[track_caller]
+fn has_no_errors(served: Served) {
     let (_, errors) = served.end();
     assert!(errors.contains("ERROR SUMMARY: 0 errors"), "{errors}");
     // What it says when it has to guess which stack is which.
     assert!(!errors.contains("switching stacks"), "{errors}");
 }
 
-#[test]
-fn libpq_waits_as_fibers_do() {
-    let Some(database) = postgres::Postgres::start() else { return };
-    let Some(libpq) = installed::package("libpq") else { return };
-    if !is_there("cc") {
-        return;
-    }
+fn queries(linking: &[&str], name: &str) -> Option<std::path::PathBuf> {
+    let libpq = installed::package("libpq")?;
     let source = here("examples/c/queries.c");
-    let linking: Vec<&str> = libpq.iter().map(String::as_str).collect();
+    let linking: Vec<&str> =
+        linking.iter().copied().chain(libpq.iter().map(String::as_str)).collect();
     let flags: Vec<&str> = ["-std=c99"].into_iter().chain(STRICT).collect();
-    let program = Installed::get().compile("cc", &flags, &source, &linking, "queries");
-    let served = Served::start(Command::new(program).arg(database.conninfo()));
-    const CLIENTS: usize = 20;
-    let before = Instant::now();
+    is_there("cc").then(|| Installed::get().compile("cc", &flags, &source, &linking, name))
+}
+
+/// Several clients at once, each with a query that takes so many seconds.
+fn query(served: &Served, clients: usize, seconds: f64) {
     thread::scope(|scope| {
-        for client in 0..CLIENTS {
+        for client in 0..clients {
             let mut stream = served.connect();
             scope.spawn(move || {
-                let query = format!("select {client}, 'ünï' from pg_sleep(1)\n");
+                let query = format!("select {client}, 'ünï' from pg_sleep({seconds})\n");
                 stream.write_all(query.as_bytes()).unwrap();
                 let mut lines = BufReader::new(stream).lines();
                 assert_eq!(lines.next().unwrap().unwrap(), format!("{client}\tünï"));
@@ -208,6 +248,28 @@ fn libpq_waits_as_fibers_do() {
             });
         }
     });
+}
+
+#[test]
+fn valgrind_finds_nothing_in_a_server_of_queries() {
+    if !is_there("valgrind") {
+        return;
+    }
+    let Some(database) = postgres::Postgres::start() else { return };
+    let Some(program) = queries(&["-g"], "queries-valgrind") else { return };
+    let served = Served::start(valgrind().arg(program).arg(database.conninfo()));
+    query(&served, 5, 0.1);
+    has_no_errors(served);
+}
+
+#[test]
+fn libpq_waits_as_fibers_do() {
+    let Some(database) = postgres::Postgres::start() else { return };
+    let Some(program) = queries(&[], "queries") else { return };
+    let served = Served::start(Command::new(program).arg(database.conninfo()));
+    const CLIENTS: usize = 20;
+    let before = Instant::now();
+    query(&served, CLIENTS, 1.0);
     // One after the other they would take a second each.
     let took = before.elapsed();
     assert!(took < Duration::from_secs(CLIENTS as u64 / 2), "{CLIENTS} queries took {took:?}");

@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -91,6 +93,13 @@ static void *thread_of(void *arg)
     return arg;
 }
 
+/* Of two who join one fiber the second is told. */
+static void *join_second(void *fiber)
+{
+    FAILS(kapok_join(fiber, NULL), EINVAL);
+    return fiber;
+}
+
 static void *join_myself(void *arg)
 {
     /* Stored before this fiber starts. */
@@ -100,7 +109,7 @@ static void *join_myself(void *arg)
 
 static void fibers(void)
 {
-    struct kapok_fiber *fiber, *other;
+    struct kapok_fiber *fiber, *other, *second;
     struct kapok_spawn_options options = {0};
     pthread_t there;
     void *result = NULL;
@@ -131,6 +140,10 @@ static void fibers(void)
     CHECK(kapok_spawn(sleep_long, NULL, NULL, &fiber) == 0);
     CHECK(kapok_spawn(join_other, fiber, NULL, &other) == 0);
     CHECK(kapok_sleep(KAPOK_MILLISECOND) == 0);
+    CHECK(kapok_cancel(other) == 0 && kapok_join(other, NULL) == 0);
+    CHECK(kapok_spawn(join_other, fiber, NULL, &other) == 0);
+    CHECK(kapok_sleep(KAPOK_MILLISECOND) == 0);
+    CHECK(kapok_spawn(join_second, fiber, NULL, &second) == 0 && kapok_join(second, NULL) == 0);
     CHECK(kapok_cancel(other) == 0 && kapok_join(other, NULL) == 0);
     CHECK(kapok_cancel(fiber) == 0 && kapok_join(fiber, NULL) == 0);
 
@@ -242,6 +255,16 @@ static void transfers(int nonblocking)
     FAILS(kapok_read(ends[0], &byte, 1), EBADF);
     FAILS(kapok_wait(ends[0], POLLIN, 0), EBADF);
 
+    /* What is not there now is not waited for. */
+    ends[0] = socket(AF_INET, SOCK_DGRAM | (nonblocking ? SOCK_NONBLOCK : 0), 0);
+    CHECK(kapok_timeout_begin(&saved, 5 * KAPOK_SECOND) == 0);
+    FAILS(kapok_recv(ends[0], &byte, 1, MSG_ERRQUEUE), EAGAIN);
+    CHECK(kapok_limits_end(&saved) == 0 && close(ends[0]) == 0);
+    /* More than there can be. */
+    FAILS(kapok_send(-1, "x", SIZE_MAX, 0), EBADF);
+    FAILS(kapok_write(-1, "x", SIZE_MAX), EBADF);
+    FAILS(kapok_read(-1, &byte, SIZE_MAX), EBADF);
+
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0 && close(ends[1]) == 0);
     FAILS(kapok_send(ends[0], "x", 1, 0), EPIPE);
     FAILS(kapok_write(ends[0], "x", 1), EPIPE);
@@ -296,6 +319,312 @@ static void connections(int flags)
     CHECK(close(connection) == 0);
     FAILS(kapok_connect(-1, (struct sockaddr *)&address, sizeof address), EBADF);
     FAILS(kapok_accept(-1, NULL, NULL), EBADF);
+}
+
+/* A call that waits, and its argument. */
+struct waiting {
+    int (*wait)(int);
+    int arg;
+};
+
+static void *wait_until_cancelled(void *arg)
+{
+    struct waiting *waiting = arg;
+    FAILS(waiting->wait(waiting->arg), ECANCELED);
+    return arg;
+}
+
+/* A deadline ends the call, and so does a cancellation. */
+static void is_interrupted(int (*wait)(int), int arg)
+{
+    struct waiting waiting = {wait, arg};
+    struct kapok_fiber *fiber;
+    struct kapok_limits saved;
+    uint64_t before = now();
+    CHECK(kapok_timeout_begin(&saved, 20 * KAPOK_MILLISECOND) == 0);
+    FAILS(wait(arg), ETIMEDOUT);
+    CHECK(kapok_limits_end(&saved) == 0);
+    CHECK(kapok_spawn(wait_until_cancelled, &waiting, NULL, &fiber) == 0);
+    CHECK(kapok_sleep(20 * KAPOK_MILLISECOND) == 0);
+    CHECK(kapok_cancel(fiber) == 0 && kapok_join(fiber, NULL) == 0);
+    CHECK(now() - before < 5 * KAPOK_SECOND);
+}
+
+static int sleep_an_hour(int arg)
+{
+    (void)arg;
+    return kapok_sleep(3600 * KAPOK_SECOND);
+}
+
+static int wait_for_input(int fd)
+{
+    return kapok_wait(fd, POLLIN, KAPOK_FOREVER);
+}
+
+static int read_byte(int fd)
+{
+    char byte;
+    return (int)kapok_read(fd, &byte, 1);
+}
+
+static int write_byte(int fd)
+{
+    return (int)kapok_write(fd, "x", 1);
+}
+
+static int accept_one(int fd)
+{
+    return kapok_accept(fd, NULL, NULL);
+}
+
+static int close_after(int result, int fd)
+{
+    int number = errno;
+    CHECK(close(fd) == 0);
+    errno = number;
+    return result;
+}
+
+static struct sockaddr_un unix_address;
+
+static int connect_unix(int flags)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | flags, 0);
+    struct sockaddr *address = (struct sockaddr *)&unix_address;
+    CHECK(fd >= 0);
+    return close_after(kapok_connect(fd, address, sizeof unix_address), fd);
+}
+
+/* Whose backlog is full. */
+static int listen_full(void)
+{
+    struct sockaddr *address = (struct sockaddr *)&unix_address;
+    int fd, listener, count = 0;
+    memset(&unix_address, 0, sizeof unix_address);
+    unix_address.sun_family = AF_UNIX;
+    /* Of no file. */
+    snprintf(unix_address.sun_path + 1, 90, "kapok-behaviour-%d", (int)getpid());
+    listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(bind(listener, address, sizeof unix_address) == 0 && listen(listener, 1) == 0);
+    for (;; count++) {
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        if (connect(fd, address, sizeof unix_address) != 0)
+            break;
+        CHECK(close(fd) == 0 && count < 100);
+    }
+    CHECK(errno == EAGAIN && close(fd) == 0);
+    return listener;
+}
+
+/* All there are, and those that come into their places. */
+static void *accept_soon(void *arg)
+{
+    struct kapok_limits saved;
+    int fd;
+    CHECK(kapok_sleep(20 * KAPOK_MILLISECOND) == 0);
+    do {
+        CHECK(kapok_timeout_begin(&saved, 100 * KAPOK_MILLISECOND) == 0);
+        fd = kapok_accept(*(int *)arg, NULL, NULL);
+        CHECK(kapok_limits_end(&saved) == 0);
+        CHECK(fd >= 0 ? close(fd) == 0 : errno == ETIMEDOUT);
+    } while (fd >= 0);
+    return arg;
+}
+
+static void full_backlog(int flags)
+{
+    struct kapok_fiber *fiber;
+    int listener = listen_full();
+    is_interrupted(connect_unix, flags);
+    /* It waits for room. */
+    CHECK(kapok_spawn(accept_soon, &listener, NULL, &fiber) == 0);
+    CHECK(connect_unix(flags) == 0 && kapok_join(fiber, NULL) == 0);
+    CHECK(close(listener) == 0);
+}
+
+static struct sockaddr_in black_hole;
+
+static int connect_tcp(int flags)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | flags, 0);
+    struct sockaddr *address = (struct sockaddr *)&black_hole;
+    CHECK(fd >= 0);
+    return close_after(kapok_connect(fd, address, sizeof black_hole), fd);
+}
+
+/* A listener whose backlog is full drops what comes, and TCP tries again and again. */
+static void no_answer(int flags)
+{
+    struct pollfd waits = {0};
+    int fds[100], count = 0, listener = listen_anywhere(&black_hole, 0);
+    CHECK(listen(listener, 0) == 0);
+    do {
+        CHECK(count < 100);
+        fds[count] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        CHECK(connect(fds[count], (struct sockaddr *)&black_hole, sizeof black_hole) == 0
+              || errno == EINPROGRESS);
+        waits.fd = fds[count++];
+        waits.events = POLLOUT;
+    } while (poll(&waits, 1, 50) == 1);
+    is_interrupted(connect_tcp, flags);
+    while (count > 0)
+        CHECK(close(fds[--count]) == 0);
+    CHECK(close(listener) == 0);
+}
+
+struct accepting {
+    int listener, connection, number;
+};
+
+static void *accept_for(void *arg)
+{
+    struct accepting *accepting = arg;
+    accepting->connection = kapok_accept(accepting->listener, NULL, NULL);
+    accepting->number = errno;
+    return arg;
+}
+
+static int connect_now(struct sockaddr_in *address)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(fd, (struct sockaddr *)address, sizeof *address) == 0);
+    return fd;
+}
+
+enum { ACCEPTERS = 16 };
+
+/* Many accept, and one connection comes. Who has none is cancelled, and the next connection is not lost. */
+static void many_accept(int flags)
+{
+    struct sockaddr_in address;
+    struct kapok_fiber *fibers[ACCEPTERS];
+    struct kapok_limits saved;
+    struct accepting accepting[ACCEPTERS];
+    int at, clients[2], connection = -1, listener = listen_anywhere(&address, flags);
+    for (at = 0; at < ACCEPTERS; at++) {
+        accepting[at].listener = listener;
+        accepting[at].connection = -1;
+        accepting[at].number = 0;
+        CHECK(kapok_spawn(accept_for, &accepting[at], NULL, &fibers[at]) == 0);
+    }
+    CHECK(kapok_sleep(5 * KAPOK_MILLISECOND) == 0);
+    clients[0] = connect_now(&address);
+    CHECK(kapok_sleep(20 * KAPOK_MILLISECOND) == 0);
+    for (at = 0; at < ACCEPTERS; at++)
+        CHECK(kapok_cancel(fibers[at]) == 0);
+    for (at = 0; at < ACCEPTERS; at++) {
+        CHECK(kapok_join(fibers[at], NULL) == 0);
+        if (accepting[at].connection < 0) {
+            CHECK(accepting[at].number == ECANCELED);
+        } else {
+            CHECK(connection == -1);
+            connection = accepting[at].connection;
+        }
+    }
+    CHECK(connection >= 0 && write(clients[0], "abc", 3) == 3);
+    read_all(connection, 3);
+    CHECK(close(connection) == 0 && close(clients[0]) == 0);
+
+    clients[1] = connect_now(&address);
+    CHECK(kapok_timeout_begin(&saved, 5 * KAPOK_SECOND) == 0);
+    connection = kapok_accept(listener, NULL, NULL);
+    CHECK(connection >= 0 && write(clients[1], "abc", 3) == 3);
+    read_all(connection, 3);
+    CHECK(kapok_limits_end(&saved) == 0);
+    CHECK(close(connection) == 0 && close(clients[1]) == 0);
+    /* A thread may have come too late for the connection, and wait for another. */
+    CHECK(shutdown(listener, SHUT_RDWR) == 0 && close(listener) == 0);
+}
+
+static void fill(int fd)
+{
+    static char large[1 << 16];
+    int flags = fcntl(fd, F_GETFL);
+    CHECK(fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0);
+    while (write(fd, large, sizeof large) > 0)
+        continue;
+    while (write(fd, large, 1) > 0)
+        continue;
+    CHECK(errno == EAGAIN && fcntl(fd, F_SETFL, flags) == 0);
+}
+
+static void *sleep_on_thread(void *arg)
+{
+    usleep(60 * 1000);
+    return arg;
+}
+
+static void *block_for_long(void *arg)
+{
+    void *result = NULL;
+    CHECK(kapok_blocking(sleep_on_thread, arg, &result) == 0 && result == arg);
+    FAILS(kapok_sleep(KAPOK_SECOND), ECANCELED);
+    return arg;
+}
+
+/* What runs elsewhere is waited for. */
+static void blocking(void)
+{
+    struct kapok_fiber *fiber;
+    struct kapok_limits saved;
+    void *result = NULL;
+    int number = 5;
+    uint64_t before = now();
+    CHECK(kapok_timeout_begin(&saved, 20 * KAPOK_MILLISECOND) == 0);
+    CHECK(kapok_blocking(sleep_on_thread, &number, &result) == 0 && result == &number);
+    CHECK(now() - before >= 60 * KAPOK_MILLISECOND);
+    FAILS(kapok_sleep(KAPOK_SECOND), ETIMEDOUT);
+    CHECK(kapok_limits_end(&saved) == 0);
+    CHECK(kapok_spawn(block_for_long, &number, NULL, &fiber) == 0);
+    CHECK(kapok_sleep(20 * KAPOK_MILLISECOND) == 0 && kapok_cancel(fiber) == 0);
+    CHECK(kapok_join(fiber, &result) == 0 && result == &number);
+}
+
+static void *interruptions(void *arg)
+{
+    struct sockaddr_in address;
+    int nonblocking, listener, ends[2], pipes[2];
+    for (nonblocking = 0; nonblocking < 2; nonblocking++) {
+        int flags = nonblocking ? SOCK_NONBLOCK : 0;
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM | flags, 0, ends) == 0);
+        CHECK(pipe2(pipes, nonblocking ? O_NONBLOCK : 0) == 0);
+        is_interrupted(wait_for_input, ends[0]);
+        is_interrupted(read_byte, ends[0]);
+        is_interrupted(read_byte, pipes[0]);
+        fill(ends[1]);
+        fill(pipes[1]);
+        is_interrupted(write_byte, ends[1]);
+        is_interrupted(write_byte, pipes[1]);
+        CHECK(close(ends[0]) == 0 && close(ends[1]) == 0);
+        CHECK(close(pipes[0]) == 0 && close(pipes[1]) == 0);
+        listener = listen_anywhere(&address, flags);
+        is_interrupted(accept_one, listener);
+        CHECK(close(listener) == 0);
+        many_accept(flags);
+        full_backlog(flags);
+        no_answer(flags);
+    }
+    is_interrupted(sleep_an_hour, 0);
+    blocking();
+    return arg;
+}
+
+/* On one engine. What is still with a thread keeps no loop from ending. */
+static void interrupted_on(const char *engine)
+{
+    struct kapok_loop_options options = {0};
+    struct kapok_fiber *fiber;
+    uint64_t before;
+    options.size = sizeof options;
+    options.engine = engine;
+    CHECK(kapok_spawn(interruptions, NULL, NULL, &fiber) == 0);
+    before = now();
+    if (kapok_loop(&options, NULL) != 0) {
+        fprintf(stderr, "no %s: %s\n", engine, strerror(errno));
+        exit(77);
+    }
+    CHECK(kapok_join(fiber, NULL) == 0);
+    CHECK(now() - before < 5 * KAPOK_SECOND);
 }
 
 static void *everything(void *arg)
@@ -428,13 +757,52 @@ static void cancelled_thread(void)
     CHECK(close(ends[0]) == 0 && close(ends[1]) == 0);
 }
 
+/* Without descriptors nothing is begun, and nothing is changed. */
+static void without_descriptors(void)
+{
+    struct sockaddr_in address;
+    struct kapok_fiber *fiber;
+    struct kapok_loop_options options = {0};
+    struct rlimit before, few;
+    int taken[32], count, served = 0, listener = listen_anywhere(&address, 0);
+    CHECK(kapok_spawn(same, &served, NULL, &fiber) == 0);
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    few = before;
+    few.rlim_cur = 32;
+    CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    for (count = 0; (taken[count] = dup(listener)) >= 0; count++)
+        CHECK(count < 31);
+    FAILS(kapok_register(listener, hang_up, &served), EMFILE);
+    FAILS(kapok_loop(NULL, NULL), EMFILE);
+    options.size = sizeof options;
+    options.engine = "epoll";
+    FAILS(kapok_loop(&options, NULL), EMFILE);
+    while (count > 0)
+        CHECK(close(taken[--count]) == 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    CHECK((fcntl(listener, F_GETFL) & O_NONBLOCK) == 0 && close(listener) == 0);
+    CHECK(kapok_loop(NULL, NULL) == 0 && kapok_join(fiber, NULL) == 0);
+}
+
+/* What main may not do where it is a fiber. */
+static void main_is_a_fiber(void)
+{
+    struct sockaddr_in address;
+    int served = 0, listener = listen_anywhere(&address, 0);
+    CHECK(kapok_fiber_id() != 0);
+    FAILS(kapok_register(listener, hang_up, &served), EBUSY);
+    FAILS(kapok_loop(NULL, NULL), EDEADLK);
+    CHECK(close(listener) == 0);
+}
+
 static void *spawn_without_loop(void *arg)
 {
     CHECK(kapok_spawn(same, NULL, NULL, arg) == 0);
     return NULL;
 }
 
-int main(void)
+/* The arguments: nothing, "main-is-a-fiber", or "interrupted-on" and an engine. */
+int main(int argc, char **argv)
 {
     struct kapok_fiber *fiber, *canceled, *orphan;
     pthread_t thread;
@@ -442,6 +810,16 @@ int main(void)
     int ends[2];
     void *result = NULL;
 
+    /* Longer than anything takes that does not hang. */
+    alarm(100);
+    if (argc > 1) {
+        if (strcmp(argv[1], "main-is-a-fiber") == 0)
+            main_is_a_fiber();
+        else
+            interrupted_on(argc > 2 ? argv[2] : "");
+        printf("fine\n");
+        return 0;
+    }
     CHECK(strcmp(kapok_version(), KAPOK_VERSION) == 0);
     /* On no fiber calls block, and limits have no effect. */
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
@@ -467,6 +845,7 @@ int main(void)
     CHECK(kapok_join(fiber, NULL) == 0);
     cancelled_thread();
     serving();
+    without_descriptors();
     printf("fine\n");
     return 0;
 }
