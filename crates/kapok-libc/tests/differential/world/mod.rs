@@ -10,7 +10,7 @@ mod made;
 mod transfers;
 
 use crate::names;
-use made::{acknowledged, bound, connect, file, pair, set_time_outs};
+use made::{acknowledged, arrived, bound, connect, file, pair, set_time_outs};
 
 /// How many descriptors a world has.
 pub(crate) const SLOTS: usize = 14;
@@ -302,6 +302,7 @@ impl World {
                 }
                 if done.result == 0 {
                     self.backlog += 1;
+                    arrived(fds[LISTENER], self.backlog);
                 }
                 self.others.push(fd);
                 done
