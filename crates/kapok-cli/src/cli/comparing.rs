@@ -20,7 +20,7 @@ use super::values::{microseconds, milliseconds, named, seconds};
 /// quick profile: echo and HTTP, 64 connections, all models, short rounds: a first look.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  kapok compare                                              a first look, about 80 s
+  kapok compare                                              a first look, about 70 s
   kapok compare --protocol echo --models tokio,epoll,fiber-uring --rounds 7 --seconds 2
   kapok compare --connections 1,64,1000                      one table each
   kapok compare --full --models tokio,fiber                  until the intervals are narrow

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -393,48 +392,6 @@ fn the_live_view_is_a_line_each_time_without_a_terminal() {
     assert!(!said.contains('\x1b'), "{said}");
     let output = kapok(&["observe", &pid, "--seconds", "1", "--every", "0.2", "--json"]);
     assert_eq!(text(&output.stderr), "", "JSON is alone");
-}
-
-#[test]
-fn the_live_view_is_drawn_in_one_place_on_a_terminal() {
-    let server = Server::kapok("epoll");
-    let _busy = Busy::with(server.connect(), MESSAGE, 64);
-    let (mut ours, mut theirs) = (-1, -1);
-    let size = libc::winsize { ws_row: 30, ws_col: 60, ws_xpixel: 0, ws_ypixel: 0 };
-    let nothing = std::ptr::null_mut();
-    // SAFETY: both numbers and the size are valid for writing and reading, the others may be missing.
-    let made = unsafe { libc::openpty(&mut ours, &mut theirs, nothing, nothing.cast(), &size) };
-    assert_eq!(made, 0);
-    // SAFETY: the call has just made both descriptors, and nobody else knows them.
-    let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
-    let pid = server.pid().to_string();
-    let mut observe = Command::new(KAPOK)
-        .args(["observe", &pid, "--seconds", "2", "--every", "0.4"])
-        .env("TERM", "xterm")
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(theirs))
-        .spawn()
-        .unwrap();
-    // Nobody holds the other end but the child: what it said ends with it, by an error.
-    let reader = thread::spawn(move || {
-        let (mut said, mut bytes) = (Vec::new(), [0; 4096]);
-        let mut terminal = fs::File::from(ours);
-        while let Ok(count @ 1..) = std::io::Read::read(&mut terminal, &mut bytes) {
-            said.extend_from_slice(&bytes[..count]);
-        }
-        text(&said)
-    });
-    assert!(observe.wait().unwrap().success());
-    let said = reader.join().unwrap();
-    let views = said.matches("Ctrl-C ends with the summary").count();
-    assert!((2..=5).contains(&views), "one each 0.4 s of 2 s:\n{said}");
-    // Each is taken back, line by line: what was drawn is gone in the end.
-    let (drawn, erased) = (said.matches('\n').count(), said.matches("\x1b[2K").count());
-    assert!(drawn > 0 && drawn == erased, "{drawn} lines drawn, {erased} erased:\n{said:?}");
-    for line in said.split('\n') {
-        let visible = console::strip_ansi_codes(line);
-        assert!(console::measure_text_width(visible.trim()) < 60, "{visible:?} is too wide");
-    }
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod command;
 mod latency;
 mod overhead;
 mod servers;
+mod terminal;
