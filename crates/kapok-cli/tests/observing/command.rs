@@ -394,6 +394,51 @@ fn the_live_view_is_a_line_each_time_without_a_terminal() {
     assert_eq!(text(&output.stderr), "", "JSON is alone");
 }
 
+/// Bytes of own memory and of page tables that a process holds, by other files than the meters read.
+fn held(pid: u32) -> (f64, f64) {
+    let kib = |file: &str, field: &str| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(field));
+        lines
+            .map(|line| line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap())
+            .sum::<f64>()
+    };
+    (kib("smaps", "Anonymous:") * 1024.0, kib("status", "VmPTE:") * 1024.0)
+}
+
+/// What is said of a connection's memory, beside what a server of the same kind takes for seven more that
+/// were served once.
+fn takes_what_a_connection_takes(model: &str, costs: &Value) {
+    let said = |what: &str| costs["connection"][what].as_f64().unwrap_or_else(|| panic!("{costs}"));
+    let server = Server::kapok(model);
+    let connect = || {
+        let mut stream = server.connect();
+        exchange(&mut stream, MESSAGE, 64, 1);
+        stream
+    };
+    let mut streams = vec![connect()];
+    let (private, tables) = held(server.pid());
+    streams.extend((1..8).map(|_| connect()));
+    let (more_private, more_tables) = held(server.pid());
+    let each = |all: f64, first: f64| (all - first).max(0.0) / 7.0;
+    for (what, here, slack) in [
+        ("private", each(more_private, private), 8_192.0),
+        ("page_tables", each(more_tables, tables), 4_096.0),
+    ] {
+        // Heaps grow by steps, and one of them may fall to the first connection.
+        let differs = (said(what) - here).abs();
+        assert!(differs <= slack + here / 2.0, "{model}: {here} of {what} here; {costs}");
+    }
+    // A connection that waits with nothing to send holds no data; what is held would be in the queues.
+    assert!((0.0..65_536.0).contains(&said("socket_buffers")), "{model}: {costs}");
+    if model == "threads" || model == "fiber" {
+        assert!(said("private") >= 4_096.0, "a page of its stack at least; {model}: {costs}");
+    }
+    if model == "threads" {
+        assert!(said("page_tables") > 0.0, "its stack and its arena lie apart: {costs}");
+    }
+}
+
 #[test]
 fn compare_tells_what_a_request_costs() {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("costs.json");
@@ -435,6 +480,7 @@ fn compare_tells_what_a_request_costs() {
             assert!(stacks >= 8 * 64 * 1024, "{costs}");
             assert!(costs["stacks"]["resident"].as_u64().unwrap() < stacks, "{costs}");
         }
+        takes_what_a_connection_takes(model, costs);
         let (received, sent) = (&costs["bytes_in"], &costs["bytes_out"]);
         assert!((55.0..75.0).contains(&received.as_f64().unwrap()), "{model}: {costs}");
         assert!((55.0..75.0).contains(&sent.as_f64().unwrap()), "{model}: {costs}");
