@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kapok_lab::meters::{Census, Counts, Depth, Sockets, call_name};
 
@@ -166,6 +167,74 @@ fn perf_trace_counts_the_same_calls() {
     assert!(tries.len() < 3, "{}", tries.join("\n"));
 }
 
+/// A socket: its state, what is in its two queues, its addresses.
+type Listed = (String, u32, u32, String, String);
+
+fn in_ss(server: &Server) -> Vec<Listed> {
+    let listed = Command::new("ss").args(["-Htnap"]).output().unwrap();
+    let own = format!("pid={},", server.pid());
+    let of_line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let queue = |place: usize| words[place].parse().unwrap_or_else(|_| panic!("{line}"));
+        (words[0].to_owned(), queue(1), queue(2), words[3].to_owned(), words[4].to_owned())
+    };
+    let text = text(&listed.stdout);
+    let mut listed: Vec<Listed> =
+        text.lines().filter(|line| line.contains(&own)).map(of_line).collect();
+    listed.sort();
+    listed
+}
+
+fn in_ours(server: &Server) -> Vec<Listed> {
+    let sockets = Sockets::of(&[server.pid()]).unwrap().all.into_iter();
+    let tcp = sockets.filter(|socket| socket.protocol == "tcp").map(|socket| {
+        let peer = socket.peer.unwrap_or_else(|| "0.0.0.0:*".to_owned());
+        let queues = (socket.receive_queue, socket.send_queue);
+        (socket.state.to_owned(), queues.0, queues.1, socket.local, peer)
+    });
+    let mut listed: Vec<Listed> = tcp.collect();
+    listed.sort();
+    listed
+}
+
+/// A server that does nothing until this is dropped: its queues stay as they are.
+struct Stopped<'a>(&'a Server);
+
+impl Stopped<'_> {
+    fn stop(server: &Server) -> Stopped<'_> {
+        // SAFETY: only numbers are passed; the child is ours and not reaped.
+        unsafe { libc::kill(server.pid() as libc::pid_t, libc::SIGSTOP) };
+        until("the stop", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+            stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+        });
+        Stopped(server)
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        // SAFETY: only numbers are passed; the child is ours and not reaped.
+        unsafe { libc::kill(self.0.pid() as libc::pid_t, libc::SIGCONT) };
+    }
+}
+
+/// Sends until nothing has gone for a while: the echo server cannot get rid of its replies, and takes
+/// nothing any more.
+fn send_and_never_read(stream: &mut TcpStream) {
+    stream.set_nonblocking(true).unwrap();
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(300) {
+        match stream.write(&[7; 16_384]) {
+            Ok(_) => last = Instant::now(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn sockets_are_those_that_ss_lists() {
     if !is_there("ss") || !is_root() {
@@ -176,28 +245,25 @@ fn sockets_are_those_that_ss_lists() {
     for stream in &mut streams {
         exchange(stream, MESSAGE, 64, 1);
     }
-    let listed = Command::new("ss").args(["-Htnap"]).output().unwrap();
-    let own = format!("pid={},", server.pid());
-    let mut its: Vec<(String, String, String)> = text(&listed.stdout)
-        .lines()
-        .filter(|line| line.contains(&own))
-        .map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            (words[0].to_owned(), words[3].to_owned(), words[4].to_owned())
-        })
-        .collect();
-    let mut ours: Vec<(String, String, String)> = Sockets::of(&[server.pid()])
-        .unwrap()
-        .all
-        .into_iter()
-        .filter(|socket| socket.protocol == "tcp")
-        .map(|socket| {
-            let peer = socket.peer.unwrap_or_else(|| "0.0.0.0:*".to_owned());
-            (socket.state.to_owned(), socket.local, peer)
-        })
-        .collect();
-    its.sort();
-    ours.sort();
+    let ours = in_ours(&server);
     assert_eq!(ours.len(), 8, "{ours:?}");
-    assert_eq!(ours, its);
+    assert_eq!(ours, in_ss(&server));
+
+    // With something in every queue: what is not read, what the peer does not take, who is not accepted.
+    send_and_never_read(&mut streams[0]);
+    let _stopped = Stopped::stop(&server);
+    streams[1].write_all(&[7; 100]).unwrap();
+    let _waiting = server.connect();
+    let ours = in_ours(&server);
+    let of = |stream: &TcpStream| {
+        let peer = stream.local_addr().unwrap().to_string();
+        ours.iter().find(|socket| socket.4 == peer).unwrap_or_else(|| panic!("{ours:?}"))
+    };
+    let listener = ours.iter().find(|socket| socket.0 == "LISTEN").unwrap();
+    assert!(of(&streams[0]).2 > 1 << 12, "not acknowledged: {ours:?}");
+    assert_eq!((of(&streams[1]).1, of(&streams[1]).2), (100, 0), "{ours:?}");
+    assert_eq!((of(&streams[2]).1, of(&streams[2]).2), (0, 0), "{ours:?}");
+    assert_eq!(listener.1, 1, "one waits to be accepted: {ours:?}");
+    assert!(listener.2 > 0, "so many may: {ours:?}");
+    assert_eq!(ours, in_ss(&server));
 }
