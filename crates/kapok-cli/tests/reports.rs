@@ -176,12 +176,26 @@ fn result(name: &str, rounds: usize, factor: f64) -> PathBuf {
     path
 }
 
+/// What is said where something has become worse, or nobody could tell.
+const FINDINGS: [&str; 4] = ["WORSE", "LOST", "NOT COMPARABLE", "CANNOT BE TOLD"];
+
+/// The status and what was said, once they are seen to agree: 1 with a finding, and 0 with none.
+fn judged(output: &Output) -> (i32, String) {
+    let said = text(&output.stdout);
+    let found = FINDINGS.iter().any(|finding| said.contains(finding));
+    let complaint = text(&output.stderr);
+    assert!(said.contains("Against the older one"), "{said} {complaint}");
+    assert_eq!(output.status.code(), Some(i32::from(found)), "{said} {complaint}");
+    (i32::from(found), said)
+}
+
 #[test]
 fn a_regression_fails_and_noise_or_an_improvement_does_not() {
     let old = result("old.json", 20, 1.0);
     let report = |new: &PathBuf| {
         let reported = kapok(&["report", old.to_str().unwrap(), new.to_str().unwrap()]);
-        (reported.status.code(), text(&reported.stdout))
+        let (code, said) = judged(&reported);
+        (Some(code), said)
     };
     let (code, said) = report(&result("same.json", 20, 1.0));
     assert_eq!(code, Some(0), "{said}");
@@ -234,27 +248,61 @@ fn a_comparison_that_fails_leaves_older_results() {
 }
 
 #[test]
-fn a_comparison_against_an_older_one_says_what_changed() {
+fn a_comparison_against_an_older_one_fails_if_something_became_worse_and_only_then() {
     let _turn = turn();
-    let old = result("against.json", 20, 1.0);
-    let compared = kapok(&[
-        "compare",
-        "--protocol",
-        "echo",
-        "--models",
-        "tokio,fiber-uring",
-        "--connections",
-        "16",
-        "--rounds",
-        "2",
-        "--seconds",
-        "0.3",
-        "--against",
-        old.to_str().unwrap(),
-    ]);
-    let said = text(&compared.stdout);
-    assert!(said.contains("Against the older one"), "{said} {}", text(&compared.stderr));
-    assert!(said.contains("fiber-uring    CPU per request"), "{said}");
+    // A hundredth of what fibers take, so that they have become worse whatever is measured now; a hundred
+    // times that, so that they have become better; and about as much.
+    for (name, factor, code) in [
+        ("against-worse.json", 0.01, Some(1)),
+        ("against-better.json", 100.0, Some(0)),
+        ("against-alike.json", 1.0, None),
+    ] {
+        let old = result(name, 20, factor);
+        let compared = kapok(&[
+            "compare",
+            "--protocol",
+            "echo",
+            "--models",
+            "tokio,fiber-uring",
+            "--connections",
+            "16",
+            "--rounds",
+            "3",
+            "--seconds",
+            "0.3",
+            "--against",
+            old.to_str().unwrap(),
+        ]);
+        let (found, said) = judged(&compared);
+        // Where all share one core there is nothing to compare with.
+        if said.contains("NOT COMPARABLE") {
+            continue;
+        }
+        assert!(said.contains("fiber-uring    CPU per request"), "{said}");
+        let (worse, better) = (said.contains("WORSE"), said.contains(" better"));
+        match code {
+            Some(1) => assert!(worse && !better && found == 1, "{said}"),
+            // A machine that stood still has lost rounds, and then it may be too few of them.
+            Some(_) => assert!(better && !worse && (found == 0 || said.contains("!")), "{said}"),
+            None => {}
+        }
+    }
+}
+
+#[test]
+fn nothing_in_common_cannot_be_told_and_says_so() {
+    let only_baseline = |name: &str| {
+        let path = result(name, 20, 1.0);
+        let mut read: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let rows = read["tables"][0]["rows"].as_array_mut().unwrap();
+        rows.retain(|row| row["model"] == "tokio");
+        fs::write(&path, read.to_string()).unwrap();
+        path
+    };
+    let (old, new) = (only_baseline("alone-old.json"), only_baseline("alone-new.json"));
+    let (code, said) = judged(&kapok(&["report", old.to_str().unwrap(), new.to_str().unwrap()]));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("CANNOT BE TOLD nothing was compared"), "{said}");
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Changes {
         found.notes.extend(too_few(&failed, found.changes.len()));
         judge(&mut found.changes);
         if found.changes.is_empty() {
-            found.notes.push("nothing was compared".to_owned());
+            found.too_few.push("nothing was compared".to_owned());
         }
         found
     }
