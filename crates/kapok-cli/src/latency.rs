@@ -11,7 +11,7 @@ use kapok_lab::latency::{self, Latencies, LatencyConfig, Line};
 use crate::cli::LatencyOptions;
 use crate::serve::stop_on_signals;
 
-/// Measures and prints; fails when a line could not be measured.
+/// Measures and prints; fails when a line went wrong, or there was nothing to measure for any.
 pub(crate) fn run(options: &LatencyOptions) -> io::Result<ExitCode> {
     let stop = Stop::new()?;
     stop_on_signals(&stop)?;
@@ -42,7 +42,8 @@ pub(crate) fn run(options: &LatencyOptions) -> io::Result<ExitCode> {
     }
     stdout.flush()?;
     let whole = measured.lines.iter().all(|line| line.trouble.is_none());
-    Ok(ExitCode::from(if whole && !measured.stopped_early { 0 } else { 1 }))
+    let something = measured.lines.iter().any(|line| line.median_ns.is_some());
+    Ok(ExitCode::from(if whole && something && !measured.stopped_early { 0 } else { 1 }))
 }
 
 fn print(out: &mut impl Write, measured: &Latencies, repeats: usize) -> io::Result<()> {
@@ -96,8 +97,8 @@ fn cells(line: &Line) -> [String; 6] {
             (Some(here), Some(book)) => format!("{:.2}", here / book),
             _ => dash(),
         },
-        match &line.trouble {
-            Some(trouble) => format!("not measured: {trouble}"),
+        match line.trouble.as_ref().or(line.absent.as_ref()) {
+            Some(why) => format!("not measured: {why}"),
             None => line.method.clone(),
         },
     ]

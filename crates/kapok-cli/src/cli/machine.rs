@@ -84,7 +84,8 @@ pub(crate) struct DiskOptions {
 /// Measure how long things take on this machine.
 ///
 /// From an instruction to a disk and a network, and what it costs to switch to and to make threads,
-/// tasks and fibers: each with its method and spread, beside the values that books give.
+/// tasks and fibers: each with its method and spread, beside the values that books give. Every line is
+/// always there; what this machine does not have, or was not told of, has the reason instead.
 #[cfg(target_os = "linux")]
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

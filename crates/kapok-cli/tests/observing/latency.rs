@@ -41,6 +41,7 @@ fn every_line_has_a_figure_a_spread_and_a_method() {
         "cached file read, 4 KiB",
         "disk read, random 4 KiB",
         "disk read, next 1 MiB",
+        "rotating disk seek",
         "fsync",
         "loopback round trip",
         "network round trip",
@@ -50,6 +51,13 @@ fn every_line_has_a_figure_a_spread_and_a_method() {
         if name.starts_with("disk") && line["trouble"].is_string() {
             continue;
         }
+        if name == "rotating disk seek" && line["absent"].is_string() {
+            let why = line["absent"].as_str().unwrap();
+            assert!(why.contains("no rotating disk here") || why.contains("takes root"), "{line}");
+            assert_eq!((&line["median_ns"], &line["trouble"]), (&Value::Null, &Value::Null));
+            continue;
+        }
+        assert_eq!(line["absent"], Value::Null, "{line}");
         assert_eq!(line["trouble"], Value::Null, "{line}");
         assert!(median(line) > 0.0, "{line}");
         assert!(line["least_ns"].as_f64() <= line["median_ns"].as_f64(), "{line}");
@@ -73,6 +81,40 @@ fn every_line_has_a_figure_a_spread_and_a_method() {
     let instruction = lines["instruction"]["least_ns"].as_f64().unwrap();
     assert!((0.05..20.0).contains(&instruction), "{instruction} ns");
     assert!((5.0..100_000.0).contains(&lines["system call"]["least_ns"].as_f64().unwrap()));
+}
+
+#[test]
+fn the_chapters_table_is_whole_on_a_machine_that_has_not_everything() {
+    // The table of the chapter, with the values that it gives, in nanoseconds.
+    let book = [
+        ("instruction", 0.3),
+        ("L1 cache", 1.0),
+        ("memory", 100.0),
+        ("disk read, random 4 KiB", 100_000.0),
+        ("network round trip", 1e6),
+        ("rotating disk seek", 1e7),
+    ];
+    let only = ["--only", "instruction,L1,memory,disk,network", "--repeats", "1"];
+    let lines = table(&only);
+    for (name, nanoseconds) in book {
+        let line = lines.get(name).unwrap_or_else(|| panic!("no line {name}"));
+        assert_eq!(line["book_ns"].as_f64(), Some(nanoseconds), "{line}");
+    }
+    let network = &lines["network round trip"];
+    assert!(network["absent"].as_str().unwrap().contains("give --peer"), "{network}");
+    assert_eq!((&network["median_ns"], &network["trouble"]), (&Value::Null, &Value::Null));
+    // People see the same lines, and what is not here is no failure.
+    let human = kapok(&[&["latency"], &only[..]].concat());
+    let said = text(&human.stdout);
+    let troubled = lines.values().any(|line| line["trouble"].is_string());
+    assert_eq!(human.status.code(), Some(i32::from(troubled)), "{said}");
+    for (name, _) in book {
+        assert!(said.lines().any(|line| line.contains(name)), "{name} in:\n{said}");
+    }
+    assert!(said.contains("not measured: give --peer"), "{said}");
+    // Where nothing else was asked for, there is nothing.
+    let nothing = kapok(&["latency", "--only", "network"]);
+    assert_eq!(nothing.status.code(), Some(1), "{}", text(&nothing.stdout));
 }
 
 #[test]

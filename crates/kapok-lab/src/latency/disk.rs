@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{Subject, try_each};
+use super::{Subject, seek, try_each};
 
-const BLOCK: usize = 4_096;
+pub(super) const BLOCK: usize = 4_096;
 const MIB: usize = 1 << 20;
 /// The file's size: more than a disk's own cache hides of a few hundred reads.
 const BYTES: usize = 64 * MIB;
@@ -65,13 +65,14 @@ fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-pub(super) fn subjects(file: Option<PathBuf>) -> Vec<Subject> {
+pub(super) fn subjects(file: Option<PathBuf>, virtual_machine: bool) -> Vec<Subject> {
     let ours = file.is_none();
     let path = file.unwrap_or_else(|| format!("kapok-latency-{}.tmp", std::process::id()).into());
     let scratch = Rc::new(Scratch { path, ours });
     let (random, sequential, cached, synced) =
         (Rc::clone(&scratch), Rc::clone(&scratch), Rc::clone(&scratch), scratch);
     let where_from = format!("of {}", random.path.display());
+    let seek = seek::subject(&random.path, virtual_machine);
     vec![
         Subject::new(
             "cached file read, 4 KiB",
@@ -121,6 +122,7 @@ pub(super) fn subjects(file: Option<PathBuf>) -> Vec<Subject> {
                 }))
             },
         ),
+        seek,
         Subject::new(
             "fsync",
             None,
@@ -141,20 +143,20 @@ pub(super) fn subjects(file: Option<PathBuf>) -> Vec<Subject> {
 }
 
 /// Memory as O_DIRECT wants it.
-struct Aligned {
+pub(super) struct Aligned {
     memory: Vec<u8>,
     from: usize,
     length: usize,
 }
 
 impl Aligned {
-    fn new(length: usize) -> Aligned {
+    pub(super) fn new(length: usize) -> Aligned {
         let memory = vec![0; length + BLOCK];
         let from = memory.as_ptr().align_offset(BLOCK);
         Aligned { memory, from, length }
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.from..self.from + self.length]
     }
 }

@@ -5,6 +5,9 @@
 //! on all of them; the table has the median of the rounds and their spread. Each round of a line does
 //! enough of it to take about a millisecond or more, unless one alone takes longer.
 //!
+//! Every line is in every table. What this machine does not have, a disk that rotates or a peer, has the
+//! reason in place of figures.
+//!
 //! What does not wait is measured in CPU time of its thread, so that other processes on its core are
 //! not in it; what waits is measured on the clock, and wants a machine with nothing else to do.
 
@@ -12,6 +15,7 @@ mod disk;
 mod kernel;
 mod network;
 mod processor;
+mod seek;
 mod tasks;
 
 use std::io;
@@ -73,20 +77,25 @@ pub struct Line {
     pub book_ns: Option<f64>,
     /// How it was measured.
     pub method: String,
-    /// Why there is nothing.
+    /// Why there is nothing, or not everything: what went wrong.
     pub trouble: Option<String>,
+    /// Why there was nothing to measure: what the line is about is not here, or was not named.
+    pub absent: Option<String>,
 }
 
 /// One round of a line: nanoseconds of what it is about.
 type Measure = Box<dyn FnMut() -> io::Result<f64>>;
+
+/// What has to be done before the first round.
+type Prepare = dyn FnOnce() -> io::Result<Measure>;
 
 /// How a line is measured.
 struct Subject {
     name: &'static str,
     book_ns: Option<f64>,
     method: String,
-    /// Made when it is its line's turn for the first time.
-    prepare: Box<dyn FnOnce() -> io::Result<Measure>>,
+    /// Made when it is its line's turn for the first time; or why there is nothing to measure.
+    prepare: Result<Box<Prepare>, String>,
 }
 
 impl Subject {
@@ -96,8 +105,14 @@ impl Subject {
         method: impl Into<String>,
         prepare: impl FnOnce() -> io::Result<Measure> + 'static,
     ) -> Subject {
-        let prepare = Box::new(prepare);
-        Subject { name, book_ns: book_ns.into(), method: method.into(), prepare }
+        let prepare: Box<Prepare> = Box::new(prepare);
+        Subject { name, book_ns: book_ns.into(), method: method.into(), prepare: Ok(prepare) }
+    }
+
+    /// A line of the table that there is nothing to measure for.
+    fn absent(name: &'static str, book_ns: f64, reason: impl Into<String>) -> Subject {
+        let prepare = Err(reason.into());
+        Subject { name, book_ns: Some(book_ns), method: String::new(), prepare }
     }
 }
 
@@ -118,7 +133,8 @@ pub fn run(
     if config.repeats == 0 || config.repeats > MAX_REPEATS {
         return refuse(format!("{} repeats: from 1 to {MAX_REPEATS}", config.repeats));
     }
-    let mut subjects = subjects(config);
+    let environment = Environment::look(&config.build, &[]);
+    let mut subjects = subjects(config, environment.virtual_machine);
     if !config.only.is_empty() {
         let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
         if let Some(word) =
@@ -134,14 +150,18 @@ pub fn run(
     let total = subjects.len() * (config.repeats + 1);
     for (number, subject) in subjects.into_iter().enumerate() {
         progress(subject.name, number, total);
-        let prepared = if stopped() {
-            Err(io::Error::from(io::ErrorKind::Interrupted))
-        } else {
+        let (measure, trouble, absent) = match subject.prepare {
+            Err(reason) => (None, None, Some(reason)),
+            Ok(_) if stopped() => {
+                (None, Some(io::Error::from(io::ErrorKind::Interrupted).to_string()), None)
+            }
             // The first round warms up.
-            (subject.prepare)().and_then(|mut measure| measure().map(|_| measure))
+            Ok(prepare) => match prepare().and_then(|mut measure| measure().map(|_| measure)) {
+                Ok(measure) => (Some(measure), None, None),
+                Err(error) => (None, Some(error.to_string()), None),
+            },
         };
-        let trouble = prepared.as_ref().err().map(ToString::to_string);
-        measures.push((prepared.ok(), Vec::new()));
+        measures.push((measure, Vec::new()));
         lines.push(Line {
             name: subject.name,
             median_ns: None,
@@ -152,6 +172,7 @@ pub fn run(
             book_ns: subject.book_ns,
             method: subject.method,
             trouble,
+            absent,
         });
     }
     for round in 0..config.repeats {
@@ -182,19 +203,15 @@ pub fn run(
         line.three_quarters_ns = at(0.75);
         line.most_ns = at(1.0);
     }
-    Ok(Latencies {
-        environment: Environment::look(&config.build, &[]),
-        lines,
-        stopped_early: stopped(),
-    })
+    Ok(Latencies { environment, lines, stopped_early: stopped() })
 }
 
-fn subjects(config: &LatencyConfig) -> Vec<Subject> {
+fn subjects(config: &LatencyConfig, virtual_machine: bool) -> Vec<Subject> {
     let cores = allowed_cores();
     let mut subjects = processor::subjects();
     subjects.extend(kernel::subjects(&cores));
     subjects.extend(tasks::subjects(&cores));
-    subjects.extend(disk::subjects(config.file.clone()));
+    subjects.extend(disk::subjects(config.file.clone(), virtual_machine));
     subjects.extend(network::subjects(&cores, config.peer));
     subjects
 }

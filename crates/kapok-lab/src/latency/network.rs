@@ -36,10 +36,13 @@ pub(super) fn subjects(cores: &[usize], peer: Option<SocketAddr>) -> Vec<Subject
             Ok(Box::new(move || echo.round_trips(200)))
         },
     )];
-    if let Some(peer) = peer {
-        subjects.push(Subject::new(
-            "network round trip",
-            1_000_000.0,
+    const NAME: &str = "network round trip";
+    const BOOK_NS: f64 = 1_000_000.0;
+    subjects.push(match peer {
+        None => Subject::absent(NAME, BOOK_NS, "give --peer, an echo server on another machine"),
+        Some(peer) => Subject::new(
+            NAME,
+            BOOK_NS,
             format!("64 bytes over TCP to the echo server {peer} and back"),
             move || {
                 let stream = TcpStream::connect_timeout(&peer, Duration::from_secs(5))?;
@@ -48,8 +51,8 @@ pub(super) fn subjects(cores: &[usize], peer: Option<SocketAddr>) -> Vec<Subject
                 let mut echo = Echo { stream, thread: None };
                 Ok(Box::new(move || echo.round_trips(10)))
             },
-        ));
-    }
+        ),
+    });
     subjects
 }
 
