@@ -306,6 +306,58 @@ fn nothing_in_common_cannot_be_told_and_says_so() {
 }
 
 #[test]
+fn what_limited_a_comparison_is_said_and_only_then() {
+    let shown = |name: &str, change: &dyn Fn(&mut Vec<Value>)| {
+        let path = result(name, 6, 1.0);
+        let mut read: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let rows = read["tables"][0]["rows"].as_array_mut().unwrap();
+        assert_eq!(rows.len(), 4);
+        change(rows);
+        fs::write(&path, read.to_string()).unwrap();
+        let page = file("limits.html");
+        let shown = kapok(&["report", path.to_str().unwrap(), "--html", page.to_str().unwrap()]);
+        assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
+        (text(&shown.stdout), fs::read_to_string(page).unwrap())
+    };
+    // In the terminal and in the page.
+    let generator = ["  * the load generator is what limits", "The load generator is what limits"];
+    let loopback =
+        ["  ! most of these spend 90 % of their CPU", "Most of these spend 90 % of their CPU"];
+    let says = |(printed, page): &(String, String), [first, second]: [&str; 2]| {
+        assert_eq!(printed.contains(first), page.contains(second), "{printed}");
+        printed.contains(first)
+    };
+    let starred = |(printed, _): &(String, String), model: &str| {
+        let row = printed.lines().find(|line| line.contains(&format!("│ {model} "))).unwrap();
+        row.contains('*')
+    };
+    let free = shown("limits-free.json", &|_| {});
+    assert!(!says(&free, generator) && !says(&free, loopback), "{}", free.0);
+    assert!(!starred(&free, "epoll"));
+
+    // One row is enough, and it is marked.
+    let limited = shown("limits-load.json", &|rows| {
+        let row = rows.iter_mut().find(|row| row["model"] == "epoll").unwrap();
+        row["generator_limited"] = true.into();
+    });
+    assert!(says(&limited, generator) && !says(&limited, loopback), "{}", limited.0);
+    assert!(starred(&limited, "epoll") && !starred(&limited, "threads"), "{}", limited.0);
+
+    // More than half of the rows at 90 % or more.
+    for (rows_in_kernel, share, expected) in
+        [(2, 0.95, false), (3, 0.95, true), (3, 0.9, true), (4, 0.89, false)]
+    {
+        let found = shown("limits-kernel.json", &|rows| {
+            for row in &mut rows[..rows_in_kernel] {
+                row["system_share"] = share.into();
+            }
+        });
+        assert_eq!(says(&found, loopback), expected, "{rows_in_kernel} at {share}: {}", found.0);
+        assert!(!says(&found, generator), "{}", found.0);
+    }
+}
+
+#[test]
 fn files_that_are_no_results_are_refused_by_name() {
     let path = file("nonsense.json");
     fs::write(&path, "{\"format\":\"kapok-compare\"}").unwrap();

@@ -131,8 +131,7 @@ fn print_table(out: &mut impl Write, measured: &Measured, seconds: f64) -> io::R
             waited * 100.0
         )?;
     }
-    let kernel = |row: &Row| row.system_share.is_some_and(|share| share >= 0.9);
-    if measured.rows.iter().filter(|row| kernel(row)).count() * 2 > measured.rows.len() {
+    if measured.is_loopback_limited() {
         writeln!(
             out,
             "  ! most of these spend 90 % of their CPU time in the kernel, at loopback: models can differ \

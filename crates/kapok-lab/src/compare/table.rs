@@ -141,6 +141,14 @@ impl Table {
         self.baseline_row()?.trouble.as_deref()
     }
 
+    /// Whether most models spend so much of their time in the kernel that what is measured is loopback: 90 %
+    /// of it, in more than half of them.
+    #[must_use]
+    pub fn is_loopback_limited(&self) -> bool {
+        let kernel = |row: &&Row| row.system_share.is_some_and(|share| share >= 0.9);
+        self.rows.iter().filter(kernel).count() * 2 > self.rows.len()
+    }
+
     /// The protocol and the point, in words.
     #[must_use]
     pub fn describe(&self) -> String {

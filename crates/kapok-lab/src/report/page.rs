@@ -256,6 +256,12 @@ fn summary(page: &mut String, place: usize, table: &Table, several: bool) {
              request, not throughput.</p>",
         );
     }
+    if table.is_loopback_limited() {
+        page.push_str(
+            "<p class=\"look\">Most of these spend 90 % of their CPU time in the kernel, at loopback: models \
+             can differ in the rest only.</p>",
+        );
+    }
 }
 
 /// Opens a figure, and closes it with the table behind the chart.
