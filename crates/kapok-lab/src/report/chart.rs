@@ -289,11 +289,18 @@ pub(super) fn bars(about: &About<'_>, most: f64, bars: &[Bar<'_>], legend: &[&st
     svg + "</svg>"
 }
 
-/// A small line of values one after the other, `most` at its top: many of them stand side by side on
-/// equal axes.
-pub(super) fn spark(about: &About<'_>, series: usize, most: f64, values: &[f64]) -> String {
+/// A small line of values of a model of a table one after the other, `most` at its top: many of them stand
+/// side by side on equal axes. The line carries all of its values as data.
+pub(super) fn spark(
+    about: &About<'_>,
+    (table, model): (usize, &str),
+    series: usize,
+    most: f64,
+    values: &[f64],
+) -> String {
     let (width, height) = (200.0, 60.0);
     let id = about.id;
+    let data: Vec<String> = values.iter().map(f64::to_string).collect();
     let x = |place: usize| place as f64 * width / values.len().max(2).saturating_sub(1) as f64;
     let y =
         |value: f64| height - 4.0 - (value / most.max(f64::MIN_POSITIVE)).min(1.0) * (height - 8.0);
@@ -307,10 +314,14 @@ pub(super) fn spark(about: &About<'_>, series: usize, most: f64, values: &[f64])
         "<svg class=\"spark\" viewBox=\"0 0 {width} {height}\" role=\"img\" \
          aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">{}</desc>\
          <line class=\"grid\" x1=\"0\" x2=\"{width}\" y1=\"{floor}\" y2=\"{floor}\"/>\
-         <path class=\"line s{}\" d=\"{path}\"/></svg>",
+         <path class=\"line s{}\" d=\"{path}\" data-metric=\"{}\" data-model=\"{}\" data-table=\"{table}\" \
+         data-values=\"{}\"/></svg>",
         escaped(about.title),
         escaped(about.description),
-        series % SERIES
+        series % SERIES,
+        about.metric,
+        escaped(model),
+        data.join(" ")
     )
 }
 

@@ -514,7 +514,8 @@ fn time_series(page: &mut String, comparison: &Comparison, place: usize, table: 
             ),
             metric: "series",
         };
-        let chart = spark(&about, series(comparison, &row.model), most, &rates);
+        let colour = series(comparison, &row.model);
+        let chart = spark(&about, (place, &row.model), colour, most, &rates);
         let _ = write!(page, "<div>{}{chart}</div>", escaped(&row.model));
     }
     page.push_str("</div></figure>");

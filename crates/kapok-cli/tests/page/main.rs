@@ -1,7 +1,9 @@
-//! The page of a comparison, in a browser that shows nothing.
+//! The page of a comparison, in a browser that shows nothing: on screens, and on paper.
 //!
 //! Needs Chromium (`apt install chromium`). Where it is missing the test says so and passes, unless
 //! `KAPOK_REQUIRE_CHROMIUM=1` is set, as it is in CI.
+
+mod printed;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,23 +17,51 @@ use serde_json::Value;
 const WIDTHS: [u32; 3] = [360, 820, 1400];
 
 /// A comparison with several numbers of connections and with one, so that each kind of chart is there.
-const GRID: &str = include_str!("results/grid.json");
+const GRID: &str = include_str!("../results/grid.json");
 
 /// One with what requests cost, of `--costs`.
-const COSTS: &str = include_str!("results/costs.json");
+const COSTS: &str = include_str!("../results/costs.json");
+
+/// One with what registered connections cost.
+const SLOPES: &str = include_str!("../results/slopes.json");
 
 /// Kinds of calls that come less often than once in so many requests are not drawn.
 const RARE: f64 = 0.005;
 
+/// A browser, if there is one; where there has to be, there is.
 fn chromium() -> Option<&'static str> {
-    ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
+    let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
         let found = Command::new(name)
             .arg("--version")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
         found.is_ok_and(|status| status.success())
-    })
+    });
+    if found.is_none() {
+        let required = std::env::var_os("KAPOK_REQUIRE_CHROMIUM").is_some_and(|value| value == "1");
+        assert!(!required, "no chromium, and KAPOK_REQUIRE_CHROMIUM=1");
+        eprintln!("SKIPPED: no chromium to look at the page with (apt install chromium)");
+    }
+    found
+}
+
+/// What it takes to run one without a screen, and without anybody's settings.
+const HEADLESS: [&str; 7] = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+];
+
+/// A directory of this test's own.
+fn scratch(name: &str) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    directory
 }
 
 /// What `kapok report --html` makes of a result.
@@ -105,6 +135,12 @@ const look = frame => {
     headings: [...page.querySelectorAll("h1, h2, h3")].map(heading => Number(heading.tagName[1])),
     requests: view.performance.getEntriesByType("resource").map(entry => entry.name),
     marks: [...page.querySelectorAll("[data-value]")].map(mark => ({ ...mark.dataset })),
+    lines: [...page.querySelectorAll("[data-values]")].map(line =>
+      ({ ...line.dataset, points: line.getAttribute("d").split(/[ML]/).length - 1 })),
+    slopes: [...page.querySelectorAll("table[data-slopes]")].map(table => ({
+      shown: table.getBoundingClientRect().height > 0,
+      rows: [...table.querySelectorAll("tbody tr")].map(row => [...row.cells].map(cell => cell.textContent)),
+    })),
     tables: page.querySelectorAll("figure details table").length,
     charts: page.querySelectorAll("figure svg:not(.spark)").length,
   };
@@ -144,8 +180,7 @@ fn look(browser: &str, directory: &Path, page: &str, dark: bool) -> (Value, Stri
     fs::write(&file, harness).unwrap();
     let (out, said) = (directory.join("dom"), directory.join("stderr"));
     let mut browser = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
-        .args(["--no-first-run", "--disable-extensions", "--disable-background-networking"])
+        .args(HEADLESS)
         .args(["--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1600,1000"])
         .arg(format!("--user-data-dir={}", directory.join("profile").display()))
         .arg(format!("--blink-settings=preferredColorScheme={}", if dark { 0 } else { 1 }))
@@ -253,11 +288,73 @@ fn check_marks(result: &Value, marks: &[Value]) {
     }
 }
 
+/// Every row's time series is drawn once, a point for each slice of each round, with the JSON's numbers.
+fn check_series(result: &Value, lines: &[Value]) {
+    let mut rows = 0;
+    for (place, table) in result["tables"].as_array().unwrap().iter().enumerate() {
+        for row in table["rows"].as_array().unwrap() {
+            let rounds = row["measured"].as_array().unwrap().iter();
+            let slices = rounds.flat_map(|round| round["load"]["series"].as_array().unwrap());
+            let expected: Vec<f64> =
+                slices.map(|slice| slice["requests_per_second"].as_f64().unwrap()).collect();
+            let drawn: Vec<&Value> = lines
+                .iter()
+                .filter(|line| {
+                    line["table"].as_str() == Some(&place.to_string())
+                        && line["model"] == row["model"]
+                        && line["metric"] == "series"
+                })
+                .collect();
+            assert_eq!(drawn.len(), usize::from(!expected.is_empty()), "{place} {}", row["model"]);
+            for line in &drawn {
+                let values = line["values"].as_str().unwrap().split(' ');
+                let values: Vec<f64> = values.map(|value| value.parse().unwrap()).collect();
+                assert_eq!(values, expected, "{place} {}", row["model"]);
+                assert_eq!(line["points"], expected.len(), "{place} {}", row["model"]);
+            }
+            rows += drawn.len();
+        }
+    }
+    assert_eq!(lines.len(), rows, "lines of nothing that was measured");
+}
+
+/// The table of what registered connections cost has the JSON's numbers, and is there if they are.
+fn check_slopes(result: &Value, tables: &[Value]) {
+    let none = Vec::new();
+    let slopes = result["slopes"].as_array().unwrap_or(&none);
+    assert_eq!(tables.len(), usize::from(!slopes.is_empty()), "{tables:?}");
+    let Some(table) = tables.first() else { return };
+    assert_eq!(table["shown"], true, "{table}");
+    let rows = table["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), slopes.len(), "{table}");
+    for (row, slope) in rows.iter().zip(slopes) {
+        let cell = |column: usize| row[column].as_str().unwrap();
+        let number = |value: &Value| value.as_f64().unwrap();
+        let ends = |field: &str| {
+            let values = slope[field].as_array().unwrap();
+            (number(&values[0]), number(&values[values.len() - 1]))
+        };
+        let (fewest, most) = ends("connections");
+        let (each, interval) = (number(&slope["ns_per_connection"]), &slope["interval"]);
+        let (low, high) = (number(&interval[0]), number(&interval[1]));
+        assert_eq!(cell(0), slope["model"], "{row}");
+        assert_eq!(cell(1), format!("{fewest} to {most}"), "{row}");
+        assert_eq!(cell(3), format!("{each:.2} [{low:.2} {high:.2}]"), "{row}");
+        assert_eq!(cell(4), slope["growth"], "{row}");
+        // Three digits of them.
+        let (first, last) = ends("cpu_us_per_request");
+        let shown: Vec<f64> = cell(2).split(" to ").map(|cost| cost.parse().unwrap()).collect();
+        for (shown, cost) in shown.iter().zip([first, last]) {
+            assert!((shown / cost - 1.0).abs() < 0.006, "{row}: {slope}");
+        }
+        assert_eq!(shown.len(), 2, "{row}");
+    }
+}
+
 #[test]
 fn the_page_is_whole_at_every_width_light_and_dark() {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page");
-    fs::create_dir_all(&directory).unwrap();
-    let results = [GRID, COSTS].map(|result| (result, page(&directory, result)));
+    let directory = scratch("page");
+    let results = [GRID, COSTS, SLOPES].map(|result| (result, page(&directory, result)));
     for (_, page) in &results {
         for outside in
             ["<script", "http://", "https://", "@import", "url(", " src=", "<object", "<embed"]
@@ -266,12 +363,8 @@ fn the_page_is_whole_at_every_width_light_and_dark() {
         }
     }
     assert!(results[1].1.contains("Asked of the kernel per request, 16 connections"));
-    let Some(browser) = chromium() else {
-        let required = std::env::var_os("KAPOK_REQUIRE_CHROMIUM").is_some_and(|value| value == "1");
-        assert!(!required, "no chromium, and KAPOK_REQUIRE_CHROMIUM=1");
-        eprintln!("SKIPPED: no chromium to look at the page with (apt install chromium)");
-        return;
-    };
+    assert!(results[2].1.contains("What a registered connection costs"));
+    let Some(browser) = chromium() else { return };
     let shades = [false, true];
     for ((result, page), dark) in results.iter().flat_map(|it| shades.map(|dark| (it, dark))) {
         let result: Value = serde_json::from_str(result).unwrap();
@@ -284,6 +377,7 @@ fn the_page_is_whole_at_every_width_light_and_dark() {
             let marks = frame["marks"].as_array().unwrap();
             let mut short = frame.clone();
             short["marks"] = marks.len().into();
+            short["lines"] = frame["lines"].as_array().unwrap().len().into();
             let context = format!("{width} wide, dark {dark}: {short}");
             assert_eq!(frame["width"], width, "{context}");
             assert_eq!(frame["dark"], dark, "{context}");
@@ -307,6 +401,8 @@ fn the_page_is_whole_at_every_width_light_and_dark() {
                 assert!(two[1].as_i64().unwrap() <= two[0].as_i64().unwrap() + 1, "{context}");
             }
             check_marks(&result, marks);
+            check_series(&result, frame["lines"].as_array().unwrap());
+            check_slopes(&result, frame["slopes"].as_array().unwrap());
         }
     }
 }
