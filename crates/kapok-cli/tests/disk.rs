@@ -29,11 +29,16 @@ impl Place {
 
     /// With a file of 1 MiB that is to be verified.
     fn made(name: &str) -> Place {
+        Place::made_of(name, 1)
+    }
+
+    fn made_of(name: &str, megabytes: u64) -> Place {
         let place = Place::new(name);
-        let size = ["--file", place.path(), "--size", "1M", "--buffered", "--seconds", "0.01"];
+        let size = format!("{megabytes}M");
+        let size = ["--file", place.path(), "--size", &size, "--buffered", "--seconds", "0.01"];
         let made = kapok(&size);
         assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
-        assert_eq!(fs::metadata(&place.0).unwrap().len(), 1 << 20);
+        assert_eq!(fs::metadata(&place.0).unwrap().len(), megabytes << 20);
         place
     }
 
@@ -124,6 +129,26 @@ fn what_was_written_is_read_back() {
         assert!(report.contains("read back, every byte"), "{report}");
         assert!(!report.contains("verified    0 of"), "{report}");
     }
+}
+
+#[test]
+fn blocks_of_other_sizes_are_told_from_wrong_ones() {
+    // More than is written over meanwhile.
+    let place = Place::made_of("sizes", 64);
+    let run = |op: &str, size: &str| {
+        let arguments = ["--file", place.path(), "--op", op, "--bs", size];
+        let output = kapok(&[&arguments[..], &["--buffered", "--seconds", "0.05"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{op} {size}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    // In parts, over what was written as a whole; looked at in larger ones, and written over again.
+    assert!(run("fsync", "4k").contains("read back, every byte"));
+    for op in ["seqread", "cachedread"] {
+        assert!(run(op, "128k").contains("blocks read, by words of each sector"), "{op}");
+    }
+    assert!(run("randwrite", "512").contains("read back, every byte"));
+    assert!(run("randread", "64k").contains("blocks read, by words of each sector"));
+    assert!(run("randwrite", "64k").contains("read back, every byte"));
 }
 
 #[test]

@@ -370,16 +370,13 @@ impl Work {
         let checked = self.checked.get();
         self.checked.set(checked + 1);
         let whole = checked.is_multiple_of(WHOLE);
-        let writer = if whole {
+        let is_right = if whole {
             self.whole.set(self.whole.get() + 1);
-            pattern::writer(memory, offset)
+            pattern::is_right(memory, offset)
         } else {
-            pattern::writer_at_a_glance(memory, offset)
+            pattern::is_right_at_a_glance(memory, offset)
         };
-        match writer {
-            Some(_) => Ok(whole),
-            None => Err(wrong(offset)),
-        }
+        if is_right { Ok(whole) } else { Err(wrong(offset)) }
     }
 }
 

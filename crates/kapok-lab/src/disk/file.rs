@@ -179,7 +179,7 @@ impl Subject {
                     _ => named(&self.path, "read", &error),
                 }
             })?;
-            if pattern::writer(&memory, offset).is_none() {
+            if !pattern::is_right(&memory, offset) {
                 return Ok(false);
             }
         }

@@ -1,8 +1,9 @@
 //! Blocks that say where they belong and who wrote them.
 //!
 //! A sector of 512 bytes is 64 words: who wrote it (a seed), where it belongs (its offset in the file),
-//! and 62 that follow from the two. A block that came from elsewhere, or of which a part is missing or
-//! another's, does not pass for the right one.
+//! and 62 that follow from the two. A block that came from elsewhere, or of which a part is missing,
+//! does not pass for the right one. Each sector is judged by what it says itself: a file may have been
+//! written by several, in blocks of other sizes.
 
 /// The unit of the pattern, in bytes; blocks are multiples of it.
 pub const SECTOR: usize = 512;
@@ -59,25 +60,33 @@ fn at(sector: &[u8], place: usize) -> u64 {
 /// several wrote it.
 #[must_use]
 pub fn writer(block: &[u8], offset: u64) -> Option<Seed> {
+    let seed = (block.len() >= SECTOR).then(|| at(block, 0))?;
+    let one_wrote_it = block.chunks_exact(SECTOR).all(|sector| at(sector, 0) == seed);
+    (one_wrote_it && is_right(block, offset)).then_some(Seed(seed))
+}
+
+/// Whether every byte of a block is as it must be at `offset`. Its sectors may have several writers: it
+/// was written in smaller blocks than it is read in, or in larger ones of which another replaced a part.
+#[must_use]
+pub fn is_right(block: &[u8], offset: u64) -> bool {
     check(block, offset, 0..SECTOR / WORD)
 }
 
 /// The same by the first words and the last word of each sector.
 #[must_use]
 #[inline]
-pub fn writer_at_a_glance(block: &[u8], offset: u64) -> Option<Seed> {
+pub fn is_right_at_a_glance(block: &[u8], offset: u64) -> bool {
     check(block, offset, [1, SECTOR / WORD - 1].into_iter())
 }
 
 #[inline]
-fn check(block: &[u8], offset: u64, places: impl Iterator<Item = usize> + Clone) -> Option<Seed> {
-    let seed = (block.len() >= SECTOR).then(|| at(block, 0))?;
-    let is_right = seed >> 32 == MARK >> 32
+fn check(block: &[u8], offset: u64, places: impl Iterator<Item = usize> + Clone) -> bool {
+    block.len() >= SECTOR
         && block.chunks_exact(SECTOR).zip((offset..).step_by(SECTOR)).all(|(sector, offset)| {
-            at(sector, 0) == seed
+            let seed = at(sector, 0);
+            seed >> 32 == MARK >> 32
                 && places.clone().all(|place| at(sector, place) == word(seed, offset, place))
-        });
-    is_right.then_some(Seed(seed))
+        })
 }
 
 #[cfg(test)]
@@ -92,9 +101,9 @@ mod tests {
         assert_eq!(writer(&block, OFFSET), None, "zeros");
         fill(&mut block, OFFSET, Seed::new(7));
         assert_eq!(writer(&block, OFFSET), Some(Seed::new(7)));
-        assert_eq!(writer_at_a_glance(&block, OFFSET), Some(Seed::new(7)));
+        assert!(is_right(&block, OFFSET) && is_right_at_a_glance(&block, OFFSET));
         assert_eq!(writer(&block, OFFSET + 512), None, "of another place");
-        assert_eq!(writer_at_a_glance(&block, OFFSET + 4096), None, "of another place");
+        assert!(!is_right_at_a_glance(&block, OFFSET + 4096), "of another place");
     }
 
     #[test]
@@ -104,20 +113,27 @@ mod tests {
         for at in 0..block.len() {
             block[at] ^= 0x10;
             assert_eq!(writer(&block, OFFSET), None, "byte {at}");
+            assert!(!is_right(&block, OFFSET), "byte {at}");
             block[at] ^= 0x10;
         }
         assert!(writer(&block, OFFSET).is_some());
     }
 
     #[test]
-    fn a_torn_block_is_seen_at_a_glance() {
+    fn a_block_of_several_writers_is_right_and_nobodys() {
         let (mut old, mut new) = (vec![0; 4096], vec![0; 4096]);
         fill(&mut old, OFFSET, Seed::new(1));
         fill(&mut new, OFFSET, Seed::new(2));
         for sectors in 1..8 {
-            let mut torn = new.clone();
-            torn[..sectors * SECTOR].copy_from_slice(&old[..sectors * SECTOR]);
-            assert_eq!(writer_at_a_glance(&torn, OFFSET), None, "after {sectors}");
+            let mut both = new.clone();
+            both[..sectors * SECTOR].copy_from_slice(&old[..sectors * SECTOR]);
+            assert_eq!(writer(&both, OFFSET), None, "after {sectors}");
+            assert!(is_right(&both, OFFSET) && is_right_at_a_glance(&both, OFFSET));
+            // But not a sector of two: the words that are looked at have the seed in them.
+            let tear = sectors * SECTOR - SECTOR / 2;
+            both[..tear].copy_from_slice(&old[..tear]);
+            both[tear..].copy_from_slice(&new[tear..]);
+            assert!(!is_right(&both, OFFSET) && !is_right_at_a_glance(&both, OFFSET));
         }
     }
 }
