@@ -137,6 +137,27 @@ fn what_is_typed_is_what_is_measured() {
 }
 
 #[test]
+fn slow_workloads_find_their_model_or_hear_how_long_it_takes() {
+    let _turn = turn();
+    let ask = |more: &[&str]| {
+        let all = ["advise", "--connections", "4", "--no-cross-over", "--json"];
+        kapok(&[&all[..], more].concat(), "")
+    };
+    // No reply comes within the shortest interval.
+    let slow = ask(&["--delay-ms", "100", "--objective", "memory", "--seconds", "4"]);
+    assert_eq!(slow.status.code(), Some(0), "{}", text(&slow.stderr));
+    let advice: Value = serde_json::from_slice(&slow.stdout).unwrap();
+    assert!(names(&advice["figures"]).len() > 4, "{advice}");
+    let bytes = advice["figures"][0]["memory_bytes"].as_f64().unwrap();
+    assert!(bytes > 1e6, "a process of {bytes} bytes");
+
+    let seldom = ask(&["--rate", "2", "--objective", "p99", "--seconds", "10"]);
+    let said = text(&seldom.stderr);
+    assert_eq!(seldom.status.code(), Some(2), "{said}");
+    assert!(said.contains("--seconds 10 is too short") && said.contains("it takes"), "{said}");
+}
+
+#[test]
 fn what_makes_no_sense_is_a_wrong_use() {
     for (arguments, reason) in [
         (&["--active-share", "0"][..], "active share of 0"),

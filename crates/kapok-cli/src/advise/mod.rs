@@ -203,11 +203,13 @@ fn print_figures(out: &mut impl Write, advice: &Advice) -> io::Result<()> {
     for one in &advice.figures {
         let versus = decision
             .and_then(|decision| decision.others.iter().find(|other| other.model == one.model));
+        // Without a reply only memory is known.
+        let known = |text: String| if one.requests_per_second > 0.0 { text } else { "–".to_owned() };
         let cells = [
             one.model.clone(),
-            format!("{:.0}", one.requests_per_second),
-            format!("{:.0}", one.p99_us),
-            format!("{:.2}", one.cpu_us),
+            known(format!("{:.0}", one.requests_per_second)),
+            known(format!("{:.0}", one.p99_us)),
+            known(format!("{:.2}", one.cpu_us)),
             one.memory_bytes
                 .map_or_else(|| "–".to_owned(), |bytes| format!("{:.1} MiB", bytes / 1_048_576.0)),
             match versus {

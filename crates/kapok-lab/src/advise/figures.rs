@@ -12,7 +12,8 @@ use crate::compare::{Ratio, Row, Spread};
 pub struct Sample {
     /// The round.
     pub round: usize,
-    /// The interval over the requests of it, in microseconds.
+    /// The interval over the requests of it, in microseconds; 0, as the next two, if there was no reply in
+    /// the whole of it.
     pub us_per_request: f64,
     /// The 99th percentile of the latency in microseconds.
     pub p99_us: f64,
@@ -42,7 +43,7 @@ pub struct Figures {
     pub model: String,
     /// Rounds.
     pub rounds: usize,
-    /// Requests per second.
+    /// Requests per second; 0, as the next two, if no round had a reply and only memory is known.
     pub requests_per_second: f64,
     /// The 99th percentile of the latency in microseconds.
     pub p99_us: f64,
@@ -55,6 +56,11 @@ pub struct Figures {
 }
 
 impl Sample {
+    /// A round without a reply.
+    fn silent(round: usize) -> Sample {
+        Sample { round, us_per_request: 0.0, p99_us: 0.0, cpu_us: 0.0, memory_bytes: None }
+    }
+
     /// What the objective compares; `None` if it was not looked at, or is no positive number.
     #[must_use]
     pub fn cost(&self, objective: Objective) -> Option<f64> {
@@ -70,7 +76,10 @@ impl Sample {
     /// What a mixture costs of which `share` is as in the second sample. Exact for means; for the 99th
     /// percentile the weighted mean of both, which lies between the two as the true one does.
     fn mixed(&self, other: &Sample, share: f64) -> Sample {
-        let mix = |one: f64, other: f64| one * (1.0 - share) + other * share;
+        let mix = |one: f64, other: f64| match one > 0.0 && other > 0.0 {
+            true => one * (1.0 - share) + other * share,
+            false => 0.0,
+        };
         Sample {
             round: self.round,
             us_per_request: mix(self.us_per_request, other.us_per_request),
@@ -103,12 +112,19 @@ impl Observed {
             us_per_request: 1e6 / measured.load.requests_per_second,
             p99_us: measured.load.latency.p99_us,
             cpu_us: measured.cpu_us_per_request,
-            // Looked at once, before the first round: it counts once.
-            memory_bytes: memory.filter(|bytes| *bytes > 0.0 && measured.round == 0),
+            memory_bytes: None,
         };
+        let mut samples: Vec<Sample> = row.measured.iter().map(sample).collect();
+        // Looked at once, before the first round: it counts once, and whatever became of that round.
+        if let Some(bytes) = memory.filter(|bytes| *bytes > 0.0) {
+            if samples.first().is_none_or(|sample| sample.round != first) {
+                samples.insert(0, Sample::silent(first));
+            }
+            samples[0].memory_bytes = Some(bytes);
+        }
         Observed {
             model: row.model.clone(),
-            samples: row.measured.iter().map(sample).collect(),
+            samples,
             trouble: row.trouble.clone(),
             generator_limited: row.generator_limited,
         }
@@ -133,6 +149,12 @@ impl Observed {
         self.samples.extend(later.samples);
         self.trouble = self.trouble.take().or(later.trouble);
         self.generator_limited |= later.generator_limited;
+    }
+
+    /// The rounds that have what the objective compares.
+    #[must_use]
+    pub fn rounds(&self, objective: Objective) -> usize {
+        self.samples.iter().filter(|sample| sample.cost(objective).is_some()).count()
     }
 
     /// The median of what the objective compares.
@@ -160,10 +182,12 @@ impl Observed {
     #[must_use]
     pub fn figures(&self) -> Option<Figures> {
         let median = |objective| self.cost(objective);
+        let rounds = Objective::ALL.into_iter().map(|objective| self.rounds(objective)).max();
+        let rounds = rounds.filter(|rounds| *rounds > 0)?;
         Some(Figures {
             model: self.model.clone(),
-            rounds: self.samples.len(),
-            requests_per_second: 1e6 / median(Objective::Throughput)?,
+            rounds,
+            requests_per_second: median(Objective::Throughput).map_or(0.0, |us| 1e6 / us),
             p99_us: median(Objective::P99).unwrap_or(0.0),
             cpu_us: median(Objective::Cpu).unwrap_or(0.0),
             memory_bytes: median(Objective::Memory),
@@ -212,6 +236,22 @@ mod tests {
         }
         assert_eq!(slow.ratio(&fast, Objective::Memory), None, "it was not looked at");
         assert_eq!(slow.cost(Objective::Cpu), Some(6.0));
+    }
+
+    #[test]
+    fn a_round_without_a_reply_has_its_memory_and_counts_for_nothing_else() {
+        let mut delayed = observed(&[20.0, 20.0]);
+        delayed.samples[0] = Sample { memory_bytes: Some(5e6), ..Sample::silent(0) };
+        assert_eq!((delayed.rounds(Objective::Memory), delayed.rounds(Objective::P99)), (1, 1));
+        assert_eq!(delayed.cost(Objective::Memory), Some(5e6));
+        assert_eq!(delayed.cost(Objective::Throughput), Some(20.0));
+        let mixed = delayed.mixed(&observed(&[40.0, 40.0]), 0.5);
+        assert_eq!(mixed.cost(Objective::Throughput), Some(30.0), "of the other round");
+        delayed.samples.truncate(1);
+        let figures = delayed.figures().unwrap();
+        assert_eq!((figures.rounds, figures.requests_per_second), (1, 0.0));
+        assert_eq!(figures.cost(Objective::Throughput), None);
+        assert_eq!(figures.cost(Objective::Memory), Some(5e6));
     }
 
     #[test]

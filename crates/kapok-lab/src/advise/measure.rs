@@ -16,8 +16,16 @@ const INTERVAL: Duration = Duration::from_millis(200);
 const SHORTEST: Duration = Duration::from_millis(30);
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Intervals have room for so many requests of a connection, one after the other.
+/// Intervals have room for so many requests of a connection, one after the other, if there is time.
 const REQUESTS: u32 = 20;
+
+/// And for so many in any case: an interval without a reply says nothing.
+const FEWEST_REQUESTS: u32 = 2;
+/// The same at a fixed rate, over all connections.
+const FEWEST_DUE: f64 = 3.0;
+
+/// Longer than anybody measures, and short enough to be multiplied.
+const NEVER: Duration = Duration::from_secs(1 << 40);
 
 /// The first round is begun within it, however little time there is.
 const FIRST_ROUND: Duration = Duration::from_millis(200);
@@ -63,15 +71,47 @@ impl Plan {
         let models = models.max(1) as u32;
         let queue = question.cpu_per_request * question.active().min(1_000) as u32;
         let slow = (question.delay + question.cpu_per_request) * REQUESTS + queue;
-        let fixed = CONNECTING * question.connections.min(100_000) as u32 + BETWEEN;
+        let fixed = fixed(question);
         let each = time / models;
         let traffic = (each / FEWEST_ROUNDS).saturating_sub(fixed);
         // A fifth of it is warm-up.
-        let interval = INTERVAL.max(slow.min(LONGEST)).min(traffic * 4 / 5).max(SHORTEST);
+        let wanted = INTERVAL.max(slow.min(LONGEST)).min(traffic * 4 / 5);
+        let interval = wanted.max(shortest(question));
         let warmup = interval / 4;
         let rounds = each.as_secs_f64() / (interval + warmup + fixed).as_secs_f64();
         Plan { warmup, interval, rounds: (rounds as u32).clamp(1, MOST_ROUNDS) as usize }
     }
+
+    /// One start of each server: memory is known before the interval, whatever comes in it.
+    fn of_memory(question: &Question, models: usize, time: Duration) -> Plan {
+        let interval = match needs(question, models) {
+            Some(needs) if needs > time => SHORTEST,
+            _ => shortest(question),
+        };
+        Plan { warmup: Duration::ZERO, interval, rounds: 1 }
+    }
+}
+
+/// What a round takes beside its traffic.
+fn fixed(question: &Question) -> Duration {
+    CONNECTING * question.connections.min(100_000) as u32 + BETWEEN
+}
+
+/// The shortest interval in which there are replies.
+fn shortest(question: &Question) -> Duration {
+    let slow = (question.delay + question.cpu_per_request) * FEWEST_REQUESTS;
+    let due = question.rate.map_or(Duration::ZERO, |rate| {
+        Duration::try_from_secs_f64(FEWEST_DUE / rate).unwrap_or(NEVER)
+    });
+    SHORTEST.max(slow).max(due)
+}
+
+/// The time without which not even one round of so many models would have replies; `None` where requests
+/// are so fast that any time has room for it.
+pub(super) fn needs(question: &Question, models: usize) -> Option<Duration> {
+    let interval = shortest(question);
+    let round = (interval + interval / 4 + fixed(question)) * models.max(1) as u32;
+    (interval > SHORTEST).then(|| round * question.protocols().len() as u32)
 }
 
 /// A directory of its own with one file; removed when dropped.
@@ -183,7 +223,7 @@ impl Measure for Servers<'_> {
         for (protocol, share) in protocols {
             let observed = if question.objective == Objective::Memory {
                 // A start has one figure for memory: what repeats are the starts.
-                let plan = Plan { warmup: Duration::ZERO, interval: SHORTEST, rounds: 1 };
+                let plan = Plan::of_memory(question, models.len(), each);
                 let begun = Instant::now();
                 let mut all: Vec<Observed> =
                     models.iter().map(|&model| Observed::none(model)).collect();
@@ -272,6 +312,26 @@ mod tests {
         let slow = Question { delay: Duration::from_millis(50), ..question(64) };
         let plan = Plan::of(&slow, 4, Duration::from_secs(60));
         assert_eq!(plan.interval, Duration::from_secs(1), "twenty requests of 50 ms");
+    }
+
+    #[test]
+    fn an_interval_has_replies_however_little_time_there_is() {
+        let time = Duration::from_secs(3);
+        let slow = Question { delay: Duration::from_millis(400), ..question(64) };
+        assert!(Plan::of(&slow, 11, time).interval >= Duration::from_millis(800));
+        let handler = Question { cpu_per_request: Duration::from_millis(30), ..question(1) };
+        assert!(Plan::of(&handler, 11, time).interval >= Duration::from_millis(60));
+        let seldom = Question { rate: Some(2.0), ..question(64) };
+        assert_eq!(Plan::of(&seldom, 11, time).interval, Duration::from_millis(1500));
+        // All of which takes its time, and where it does not fit that is known before.
+        assert!(needs(&seldom, 11).unwrap() > Duration::from_millis(1500 * 11));
+        assert_eq!(needs(&question(64), 11), None);
+        let never = Question { rate: Some(1e-300), ..question(64) };
+        assert!(needs(&never, 11).unwrap() > Duration::from_secs(1_000_000));
+        // Memory is known without.
+        assert_eq!(Plan::of_memory(&seldom, 11, time).interval, SHORTEST);
+        let delayed = Question { delay: Duration::from_millis(100), ..question(64) };
+        assert_eq!(Plan::of_memory(&delayed, 4, time).interval, Duration::from_millis(200));
     }
 
     #[test]

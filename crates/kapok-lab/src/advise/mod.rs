@@ -141,6 +141,7 @@ pub fn survey(
     measure::check_program(&config.program)?;
     let (candidates, _) = eligible::eligible(&config.question, &Limits::look());
     let mut servers = Servers::new(config, progress)?;
+    has_time(&config.question, candidates.len(), config.time, 1.0)?;
     servers.measure(&config.question, &candidates, config.time, true, "all")
 }
 
@@ -152,13 +153,35 @@ struct Times {
 }
 
 impl Times {
-    fn first(self) -> Duration {
-        self.all.mul_f64(if self.cross_over { 0.25 } else { 0.4 })
+    /// The part that is the first measurement's.
+    fn first(self) -> f64 {
+        if self.cross_over { 0.25 } else { 0.4 }
     }
 
     fn neighbours(self) -> Duration {
         if self.cross_over { self.all.mul_f64(0.35) } else { Duration::ZERO }
     }
+}
+
+/// Refuses a question whose requests are so slow, or so few, that `part` of the time does not suffice for
+/// one round of each model: intervals without a reply would find nobody.
+fn has_time(question: &Question, models: usize, all: Duration, part: f64) -> io::Result<()> {
+    // Memory is known without a reply.
+    if question.objective == Objective::Memory {
+        return Ok(());
+    }
+    let least = match measure::needs(question, models) {
+        Some(needs) if needs > all.mul_f64(part) => (needs.as_secs_f64() / part).ceil(),
+        _ => return Ok(()),
+    };
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!(
+            "--seconds {} is too short for replies to come in a round of each of {models} models: it \
+             takes --seconds {least}",
+            all.as_secs_f64()
+        ),
+    ))
 }
 
 fn advise(
@@ -172,9 +195,11 @@ fn advise(
     let objective = question.objective;
     let auto = eligible::auto_fiber(question, limits);
     let (candidates, mut excluded) = eligible::eligible(question, limits);
+    has_time(question, candidates.len(), times.all, times.first())?;
+    let time = times.all.mul_f64(times.first());
     let mut first = match candidates.is_empty() {
         true => Vec::new(),
-        false => measure.measure(question, &candidates, times.first(), true, "everybody")?,
+        false => measure.measure(question, &candidates, time, true, "everybody")?,
     };
     drop_failed(&mut first, &mut excluded, question);
 
@@ -198,7 +223,7 @@ fn advise(
     let decision = choice::decide(&second, objective, auto);
     let figures = figures(&first, &second, objective);
 
-    let mut crossings = Vec::new();
+    let (mut crossings, mut untimely) = (Vec::new(), Vec::new());
     if let Some(decision) = decision.as_ref().filter(|_| times.cross_over) {
         let neighbours = crossing::neighbours(question);
         let count = neighbours.len() as u32;
@@ -209,12 +234,22 @@ fn advise(
                 break;
             }
             let home = (question, &first[..], &second[..]);
-            crossings.extend(cross(axis, &neighbour, home, decision, limits, left, measure)?);
+            match cross(axis, &neighbour, home, decision, limits, left, measure)? {
+                Beside::Crossing(crossing) => crossings.push(crossing),
+                Beside::Nobody => {}
+                Beside::Untimely(point) => untimely.push(point),
+            }
         }
     }
-    let losses = decision.as_ref().map_or_else(Vec::new, |decision| {
+    let mut losses = decision.as_ref().map_or_else(Vec::new, |decision| {
         losses::losses(question, decision, &figures, &second, &crossings)
     });
+    if !untimely.is_empty() {
+        losses.push(format!(
+            "not looked at: {}; --seconds is too short for replies to come there",
+            untimely.join(", ")
+        ));
+    }
     let tree = Tree::draw(question, &figures, &excluded, decision.as_ref());
     Ok(Advice {
         format: FORMAT.to_owned(),
@@ -241,15 +276,17 @@ fn advise(
 
 /// Takes out who failed or takes more memory than there may be.
 fn drop_failed(observed: &mut Vec<Observed>, excluded: &mut Vec<Excluded>, question: &Question) {
-    let most = observed.iter().map(|one| one.samples.len()).max().unwrap_or(0);
+    let rounds = |one: &Observed| one.rounds(question.objective);
+    let most = observed.iter().map(rounds).max().unwrap_or(0);
     observed.retain(|one| {
+        let rounds = rounds(one);
         let memory = one.cost(Objective::Memory);
         let reason = match (&one.trouble, question.memory_limit_bytes, memory) {
-            (None, ..) if one.samples.is_empty() && most > 0 => {
+            (None, ..) if rounds == 0 && most > 0 => {
                 "gave no reply in its rounds".to_owned()
             }
             // What a server that was measured to the end has to say at its end is for the losses.
-            (Some(trouble), ..) if one.samples.len() * 2 < most || one.samples.is_empty() => {
+            (Some(trouble), ..) if rounds * 2 < most || rounds == 0 => {
                 trouble.clone()
             }
             (_, Some(limit), Some(used)) if used > limit as f64 => format!(
@@ -331,6 +368,15 @@ fn fades(question: &Question, decision: &Decision, observed: &[Observed]) -> Opt
     Some(Axis::CpuPerRequest.value(question) + more)
 }
 
+/// What came of a neighbour.
+enum Beside {
+    Crossing(Crossing),
+    /// Nobody could be measured there.
+    Nobody,
+    /// There was no time for it.
+    Untimely(String),
+}
+
 /// Measures a neighbour and says who wins there.
 fn cross(
     axis: Axis,
@@ -340,7 +386,7 @@ fn cross(
     limits: &Limits,
     time: Duration,
     measure: &mut dyn Measure,
-) -> io::Result<Option<Crossing>> {
+) -> io::Result<Beside> {
     let objective = question.objective;
     let (able, unable) = eligible::eligible(neighbour, limits);
     let finalists =
@@ -350,15 +396,19 @@ fn cross(
     models.extend(KINDS.into_iter().filter(|kind| !models.contains(kind)).collect::<Vec<_>>());
     models.retain(|model| able.contains(model));
     if models.is_empty() {
-        return Ok(None);
+        return Ok(Beside::Nobody);
     }
     let (from, to) = (axis.value(question), axis.value(neighbour));
-    let what = format!("beside: {to} {}", axis.unit());
+    let unit = axis.unit();
+    if has_time(neighbour, models.len(), time, 1.0).is_err() {
+        return Ok(Beside::Untimely(format!("{to} {unit}")));
+    }
+    let what = format!("beside: {to} {unit}");
     let mut there = measure.measure(neighbour, &models, time, false, &what)?;
     let mut failed = Vec::new();
     drop_failed(&mut there, &mut failed, neighbour);
     let ranked = choice::ranking(&there, objective);
-    let Some((winner, _)) = ranked.first() else { return Ok(None) };
+    let Some((winner, _)) = ranked.first() else { return Ok(Beside::Nobody) };
     let find = |all: &[Observed], model: &str| -> Option<Observed> {
         all.iter().find(|one| one.model == model).cloned()
     };
@@ -383,7 +433,7 @@ fn cross(
         }
         _ => None,
     };
-    Ok(Some(Crossing {
+    Ok(Beside::Crossing(Crossing {
         axis,
         from,
         to,
