@@ -269,6 +269,96 @@ mod tests {
         assert_eq!(counts.calls.unwrap().get(&call(libc::SYS_getsid)), None);
     }
 
+    /// Binds the calling thread.
+    fn pin_to(core: usize) {
+        // SAFETY: all zeros is an empty set, which is written to and read within this.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(core, &mut set);
+            libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
+        }
+    }
+
+    /// A process of ours in which nothing runs but `child`.
+    struct Forked(libc::pid_t);
+
+    impl Forked {
+        /// # Safety
+        ///
+        /// `child` takes no locks: who holds them was left behind.
+        unsafe fn new(child: impl FnOnce()) -> Forked {
+            // SAFETY: the child does what `child` does, whose maker has promised the above, and ends.
+            let process = unsafe { libc::fork() };
+            if process == 0 {
+                child();
+                // SAFETY: takes a number.
+                unsafe { libc::_exit(0) };
+            }
+            assert!(process > 0);
+            Forked(process)
+        }
+    }
+
+    impl Drop for Forked {
+        fn drop(&mut self) {
+            // SAFETY: only numbers are passed; the process is ours and not reaped.
+            unsafe {
+                libc::kill(self.0, libc::SIGKILL);
+                libc::waitpid(self.0, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+
+    fn write_byte(pipe: libc::c_int) -> bool {
+        // SAFETY: one byte is read from where one is.
+        unsafe { libc::write(pipe, [1_u8].as_ptr().cast(), 1) == 1 }
+    }
+
+    fn read_byte(pipe: libc::c_int) -> bool {
+        let mut byte = 0_u8;
+        // SAFETY: one byte is written to where one has room.
+        unsafe { libc::read(pipe, (&raw mut byte).cast(), 1) == 1 }
+    }
+
+    #[test]
+    fn who_wakes_a_thread_on_another_processor_has_woken_it() {
+        use std::os::fd::AsRawFd;
+        if !is_root() || std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
+            return;
+        }
+        let (reader, writer) = io::pipe().unwrap();
+        let (taken, take) = io::pipe().unwrap();
+        let (reader, writer) = (reader.as_raw_fd(), writer.as_raw_fd());
+        let (taken, take) = (taken.as_raw_fd(), take.as_raw_fd());
+        // SAFETY: it makes system calls on open descriptors only.
+        let child = unsafe {
+            Forked::new(|| {
+                pin_to(0);
+                read_byte(taken);
+                for _ in 0..1000 {
+                    write_byte(writer);
+                    read_byte(taken);
+                    // Until the reader waits again.
+                    libc::usleep(200);
+                }
+                libc::pause();
+            })
+        };
+        let mut census = Census::in_kernel(&[child.0 as u32], Depth::Everything).unwrap();
+        let before = census.read().unwrap();
+        std::thread::spawn(move || {
+            pin_to(1);
+            write_byte(take);
+            for _ in 0..1000 {
+                assert!(read_byte(reader) && write_byte(take));
+            }
+        })
+        .join()
+        .unwrap();
+        let given = census.read().unwrap().since(&before).wakes_given.unwrap();
+        assert!((900..3000).contains(&given), "{given} of 1,000");
+    }
+
     #[test]
     fn counts_alone_are_the_same_counts() {
         let Some(mut everything) = own() else { return };

@@ -88,8 +88,10 @@ impl KernelCounter {
     }
 
     fn watch_wakes(&mut self, tracefs: &Tracefs) -> bool {
-        let wakes = programs::wakes(&self.maps, tracefs);
-        self.hang(tracefs, "wake-ups", &[("sched/sched_wakeup", wakes)])
+        let taken = programs::wakes_taken(&self.maps, tracefs);
+        let given = Ok(programs::wakes_given(&self.maps));
+        let programs = [("sched/sched_wakeup", taken), ("sched/sched_waking", given)];
+        self.hang(tracefs, "wake-ups", &programs)
     }
 
     fn watch_children(&mut self, tracefs: &Tracefs) {

@@ -290,33 +290,37 @@ pub(super) fn operation_lands(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<
 }
 
 /// At `sched:sched_wakeup`: a thread that waited is ready.
-pub(super) fn wakes(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<u64>> {
+pub(super) fn wakes_taken(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<u64>> {
     let woken = tracefs.fields("sched/sched_wakeup")?.offset("pid", 4)?;
     let mut program = Assembler::default();
-    let (not_ours, end) = (program.label(), program.label());
-    program.copy(R6, R1);
-    program.load(Word, R1, R6, woken);
+    let end = program.label();
+    program.load(Word, R1, R1, woken);
     program.store(Word, FRAME, KEY, R1);
     program.lookup(maps.threads.as_fd(), KEY);
-    program.set(R8, 0);
-    program.jump_if(R0, Equal, 0, not_ours);
-    program.set(R8, 1);
-    program.place(not_ours);
-    // Who runs while somebody is woken is who woke it, or was interrupted for it.
-    identify(&mut program);
-    program.lookup(maps.processes.as_fd(), PROCESS);
-    program.set(R7, 0);
-    let idle = program.label();
-    program.jump_if(R0, Equal, 0, idle);
-    program.set(R7, 1);
-    program.place(idle);
+    program.jump_if(R0, Equal, 0, end);
+    count_wake(&mut program, maps, 0, end);
+    Ok(program.finish(end))
+}
+
+/// At `sched:sched_waking`, which is passed on the processor that wakes: `sched_wakeup` is left to an
+/// idle one, where the thread that is woken will run. Who runs meanwhile is who wakes, or was
+/// interrupted for it.
+pub(super) fn wakes_given(maps: &Maps) -> Vec<u64> {
+    let mut program = Assembler::default();
+    let end = program.label();
+    unless_watched(&mut program, maps, end);
+    count_wake(&mut program, maps, 8, end);
+    program.finish(end)
+}
+
+/// Counts one at `offset` of [`Wakes`].
+fn count_wake(program: &mut Assembler, maps: &Maps, offset: i16, end: Label) {
     program.set(R1, 0);
     program.store(Word, FRAME, KEY, R1);
     program.lookup(maps.wakes.as_fd(), KEY);
     program.jump_if(R0, Equal, 0, end);
-    program.count(R0, 0, R8);
-    program.count(R0, 8, R7);
-    Ok(program.finish(end))
+    program.set(R1, 1);
+    program.count(R0, offset, R1);
 }
 
 /// At `sched:sched_process_fork`: children of what is watched are watched. A thread's number, which
