@@ -57,8 +57,8 @@ enum Way {
 }
 
 impl Census {
-    /// Counts `processes` and the children that they make from now on, in the kernel. What is watched
-    /// runs on as it did, but for some tens of nanoseconds a call.
+    /// Counts `processes` and their children, those they have and those they make from now on, in the
+    /// kernel. What is watched runs on as it did, but for some tens of nanoseconds a call.
     ///
     /// # Errors
     ///
@@ -357,6 +357,85 @@ mod tests {
         .unwrap();
         let given = census.read().unwrap().since(&before).wakes_given.unwrap();
         assert!((900..3000).contains(&given), "{given} of 1,000");
+    }
+
+    #[test]
+    fn a_process_is_counted_for_as_long_as_one_of_its_threads_runs() {
+        use std::os::fd::AsRawFd;
+        if !is_root() {
+            return;
+        }
+        let (taken, take) = io::pipe().unwrap();
+        let (done, doing) = io::pipe().unwrap();
+        let pipes = [taken.as_raw_fd(), doing.as_raw_fd()];
+        extern "C" fn second(pipes: *mut libc::c_void) -> *mut libc::c_void {
+            // SAFETY: its maker's, who waits for good.
+            let [taken, doing] = unsafe { *pipes.cast::<[libc::c_int; 2]>() };
+            read_byte(taken);
+            for _ in 0..300 {
+                // SAFETY: takes a number.
+                unsafe { libc::syscall(libc::SYS_sched_get_priority_min, 0) };
+            }
+            write_byte(doing);
+            read_byte(taken);
+            std::ptr::null_mut()
+        }
+        // SAFETY: the C library sees to its own locks in a child; beyond it, system calls are made.
+        let child = unsafe {
+            Forked::new(|| {
+                let mut thread = std::mem::zeroed();
+                let argument = (&raw const pipes).cast_mut().cast();
+                read_byte(pipes[0]);
+                libc::pthread_create(&raw mut thread, std::ptr::null(), second, argument);
+                // This thread alone, whose stack stays.
+                libc::syscall(libc::SYS_exit, 0);
+            })
+        };
+        // The first that is watched is known by its number, whatever became of it: this one is the second.
+        // SAFETY: it makes a system call that takes nothing.
+        let first = unsafe {
+            Forked::new(|| {
+                libc::pause();
+            })
+        };
+        let watched = [first.0 as u32, child.0 as u32];
+        let mut census = Census::in_kernel(&watched, Depth::Counts).unwrap();
+        write_byte(take.as_raw_fd());
+        let begun = std::time::Instant::now();
+        let stat = format!("/proc/{0}/task/{0}/stat", child.0);
+        while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            assert!(begun.elapsed().as_secs() < 60, "its first thread does not end");
+            std::thread::yield_now();
+        }
+        write_byte(take.as_raw_fd());
+        assert!(read_byte(done.as_raw_fd()));
+        let calls = census.read().unwrap().calls.unwrap();
+        let made = calls.get(&call(libc::SYS_sched_get_priority_min)).map(|call| call.made);
+        assert_eq!(made, Some(300));
+    }
+
+    #[test]
+    fn children_that_were_there_before_are_counted() {
+        use std::io::{Read, Write};
+        if !is_root() {
+            return;
+        }
+        let script = "sh -c 'echo ready; read go; umask; umask; echo done; read end'; :";
+        let mut shell = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        shell.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let mut census = Census::in_kernel(&[shell.id()], Depth::Counts).unwrap();
+        shell.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        // Two masks of four digits each, and the word.
+        shell.stdout.as_mut().unwrap().read_exact(&mut [0; 15]).unwrap();
+        let calls = census.read().unwrap().calls.unwrap();
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert!(calls.get(&call(libc::SYS_umask)).is_some_and(|call| call.made >= 2), "{calls:?}");
     }
 
     #[test]

@@ -6,11 +6,23 @@ use std::fs;
 /// `process` first, then its children, their children, and so on, as far as they live.
 #[must_use]
 pub fn with_descendants(process: u32) -> Vec<u32> {
+    family(vec![process])
+}
+
+/// The children of these, their children, and so on, as far as they live.
+pub(super) fn descendants(processes: &[u32]) -> Vec<u32> {
+    family(processes.to_vec()).split_off(processes.len())
+}
+
+/// With all descendants behind them.
+fn family(mut family: Vec<u32>) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for one in all() {
-        children.entry(one.parent).or_default().push(one.number);
+        // Whoever is there already has a place.
+        if !family.contains(&one.number) {
+            children.entry(one.parent).or_default().push(one.number);
+        }
     }
-    let mut family = vec![process];
     let mut next = 0;
     while let Some(&parent) = family.get(next) {
         family.extend(children.remove(&parent).unwrap_or_default());

@@ -17,6 +17,7 @@ use super::census::Depth;
 use super::counts::{CallCount, Counts, RingCount};
 use super::perf;
 use super::tracefs::Tracefs;
+use super::tree::descendants;
 use programs::{Calls, Maps, Operations, Thread, Wakes};
 use system::{ProgramKind, attach, attach_raw, load};
 
@@ -32,17 +33,14 @@ pub(super) struct KernelCounter {
 }
 
 impl KernelCounter {
-    /// Counts processes and the children that they make from now on.
+    /// Counts processes and their children, those they have and those they make from now on.
     pub(super) fn of(processes: &[u32], depth: Depth) -> io::Result<KernelCounter> {
         numbers_are_the_kernels()?;
         let &first =
             processes.first().ok_or_else(|| io::Error::other("there is nothing to count"))?;
         let maps = Maps::new()?;
         for &process in processes {
-            maps.processes.set(process, process)?;
-            for thread in threads(process) {
-                maps.threads.set(thread, Thread { process, ..Thread::default() })?;
-            }
+            maps.watch(process)?;
         }
         let everything = depth == Depth::Everything;
         let mut hooks = Vec::new();
@@ -64,6 +62,8 @@ impl KernelCounter {
                 counter.sees_ring = counter.watch_rings(&tracefs, everything);
                 counter.sees_wakes = everything && counter.watch_wakes(&tracefs);
                 counter.watch_children(&tracefs);
+                // Children that were made before the programs hung are not known to them, nor are theirs.
+                while counter.take_in_descendants(processes)? {}
             }
             Err(error) => counter.missing.push(format!(
                 "operations of io_uring, wake-ups and children that are made later: {error}"
@@ -97,11 +97,28 @@ impl KernelCounter {
     fn watch_children(&mut self, tracefs: &Tracefs) {
         let begins = programs::child_begins(&self.maps, tracefs);
         let ends = programs::thread_ends(&self.maps, tracefs);
+        let process_ends = programs::process_ends(&self.maps, tracefs);
         self.hang(
             tracefs,
             "children that are made later",
-            &[("sched/sched_process_fork", begins), ("sched/sched_process_exit", ends)],
+            &[
+                ("sched/sched_process_fork", begins),
+                ("sched/sched_process_exit", ends),
+                ("sched/sched_process_free", process_ends),
+            ],
         );
+    }
+
+    /// Watches children that are not watched yet. Says whether there were any.
+    fn take_in_descendants(&self, processes: &[u32]) -> io::Result<bool> {
+        let mut found = false;
+        for child in descendants(processes) {
+            if self.maps.processes.get(child).is_err() {
+                self.maps.watch(child)?;
+                found = true;
+            }
+        }
+        Ok(found)
     }
 
     /// Whether all of them hang where they should.
@@ -178,6 +195,16 @@ impl KernelCounter {
 
     /// The number under which operations are kept that began before anybody counted.
     pub(super) const BEGUN_BEFORE: u8 = programs::BEGUN_BEFORE;
+}
+
+impl Maps {
+    /// Watches a process. Its threads first: those of one that is watched already write there themselves.
+    fn watch(&self, process: u32) -> io::Result<()> {
+        for thread in threads(process) {
+            self.threads.set(thread, Thread { process, ..Thread::default() })?;
+        }
+        self.processes.set(process, process)
+    }
 }
 
 /// The threads of a process now.

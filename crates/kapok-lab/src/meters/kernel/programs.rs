@@ -341,7 +341,7 @@ pub(super) fn child_begins(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<u64
     Ok(program.finish(end))
 }
 
-/// At `sched:sched_process_exit`: a number goes back, and may soon be somebody else's.
+/// At `sched:sched_process_exit`: a thread's number goes back, and may soon be somebody else's.
 pub(super) fn thread_ends(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<u64>> {
     let thread = tracefs.fields("sched/sched_process_exit")?.offset("pid", 4)?;
     let mut program = Assembler::default();
@@ -361,9 +361,20 @@ pub(super) fn thread_ends(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<u64>
     program.set(R1, -1);
     program.count(R0, 0, R1);
     program.place(untimed);
-    for map in [maps.threads.as_fd(), maps.processes.as_fd()] {
-        program.map_and_key(map, KEY);
-        program.call(Helper::Delete);
-    }
+    program.map_and_key(maps.threads.as_fd(), KEY);
+    program.call(Helper::Delete);
+    Ok(program.finish(end))
+}
+
+/// At `sched:sched_process_free`: nobody is left of a process, whose first thread may have ended long
+/// before the others.
+pub(super) fn process_ends(maps: &Maps, tracefs: &Tracefs) -> io::Result<Vec<u64>> {
+    let process = tracefs.fields("sched/sched_process_free")?.offset("pid", 4)?;
+    let mut program = Assembler::default();
+    let end = program.label();
+    program.load(Word, R1, R1, process);
+    program.store(Word, FRAME, KEY, R1);
+    program.map_and_key(maps.processes.as_fd(), KEY);
+    program.call(Helper::Delete);
     Ok(program.finish(end))
 }
