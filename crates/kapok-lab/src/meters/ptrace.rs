@@ -106,15 +106,56 @@ impl Drop for TraceCounter {
 
 /// Attaches the calling thread to all threads of a process, and to those that they make.
 pub(crate) fn attach(pid: u32) -> io::Result<()> {
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let name = task?.file_name();
-        let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
-        trace(libc::PTRACE_SEIZE, thread, options as usize)?;
-        // A seized thread runs on; it has to stop once to be resumed into the traced mode.
-        trace(libc::PTRACE_INTERRUPT, thread, 0)?;
+    let mut attached = 0;
+    let mut gone = None;
+    // Those that are not attached yet make threads meanwhile; when there are none left, all are found.
+    loop {
+        let before = attached;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let name = task?.file_name();
+            let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
+            match trace(libc::PTRACE_SEIZE, thread, options as usize) {
+                Ok(()) => attached += 1,
+                Err(error) if has_left(pid, thread) => {
+                    gone = Some(error);
+                    continue;
+                }
+                // By us, when the thread that made it was attached already.
+                Err(_) if is_ours(pid, thread) => continue,
+                Err(error) => return Err(error),
+            }
+            // A seized thread runs on; it has to stop once to be resumed into the traced mode.
+            match trace(libc::PTRACE_INTERRUPT, thread, 0) {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+                _ => {}
+            }
+        }
+        if attached == before {
+            break;
+        }
     }
-    Ok(())
+    match gone {
+        Some(error) if attached == 0 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a thread runs no more. A first thread that leaves before the others is listed until they go.
+fn has_left(pid: u32, thread: libc::pid_t) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat"));
+    let state = stat.as_ref().ok().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
+    state.is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
+/// Whether the calling thread traces it already.
+fn is_ours(pid: u32, thread: libc::pid_t) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+    let tracer = status.iter().flat_map(|status| status.lines());
+    let tracer = tracer.filter_map(|line| line.strip_prefix("TracerPid:")).next();
+    // SAFETY: gettid takes nothing.
+    tracer.and_then(|tracer| tracer.trim().parse().ok()) == Some(unsafe { libc::gettid() })
 }
 
 pub(crate) fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
@@ -247,4 +288,68 @@ pub(crate) fn look(
     let (thread, status) = unsafe { (info.si_pid(), info.si_status()) };
     let has_ended = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED].contains(&info.si_code);
     Ok((thread != 0).then_some(News { thread, has_ended, status }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command, Stdio};
+
+    struct Killed(Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// An ordinary user may not trace everywhere.
+    fn traced(pid: u32) -> Option<TraceCounter> {
+        match TraceCounter::of(pid) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            counter => Some(counter.unwrap()),
+        }
+    }
+
+    #[test]
+    fn threads_that_come_and_go_are_in_nobodys_way() {
+        extern "C" fn nothing(_: *mut libc::c_void) -> *mut libc::c_void {
+            std::ptr::null_mut()
+        }
+        // SAFETY: the C library sees to its own locks in a child, which makes threads and nothing else.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            loop {
+                // SAFETY: the thread's function takes nothing, and each thread is joined before the next.
+                unsafe {
+                    let mut thread = zeroed();
+                    let null = std::ptr::null();
+                    if libc::pthread_create(&raw mut thread, null, nothing, null_mut()) == 0 {
+                        libc::pthread_join(thread, null_mut());
+                    }
+                }
+            }
+        }
+        let mut refused = Vec::new();
+        for _ in 0..200 {
+            match TraceCounter::of(child as u32) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    refused.push(error);
+                    break;
+                }
+                Err(error) => refused.push(error),
+                Ok(_) => {}
+            }
+        }
+        // SAFETY: only numbers are passed; the process is ours and not reaped.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, null_mut(), 0);
+        }
+        // SAFETY: geteuid takes nothing.
+        if unsafe { libc::geteuid() } == 0 {
+            assert!(refused.is_empty(), "{refused:?}");
+        }
+    }
 }
