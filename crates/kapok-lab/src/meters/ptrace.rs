@@ -33,6 +33,10 @@ pub(super) struct TraceCounter {
 /// More than there are system calls, the highest of which is 470.
 const KINDS: usize = 600;
 
+/// The event of a stop that is no signal's alone, and how a process stays in it (ptrace(2)).
+const EVENT_STOP: i32 = 128;
+const LISTEN: libc::c_uint = 0x4208;
+
 #[derive(Debug)]
 struct Shared {
     calls: AtomicU64,
@@ -158,7 +162,7 @@ fn is_ours(pid: u32, thread: libc::pid_t) -> bool {
     tracer.and_then(|tracer| tracer.trim().parse().ok()) == Some(unsafe { libc::gettid() })
 }
 
-pub(crate) fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
+fn trace(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
     // SAFETY: these requests take no memory of ours: the address is null and the data a number.
     let result = unsafe {
         libc::ptrace(request, thread, null_mut::<libc::c_void>(), data as *mut libc::c_void)
@@ -195,9 +199,7 @@ fn count(shared: &Shared, process: libc::pid_t) {
             // Killed meanwhile.
             continue;
         };
-        let (signal, event) = (status & 0xff, status >> 8);
-        let mut deliver = 0;
-        if signal == libc::SIGTRAP | 0x80 {
+        if is_at_call(status) {
             if inside.insert(thread) {
                 shared.calls.fetch_add(1, Ordering::Relaxed);
                 if let Some(kind) = entered(thread).and_then(|call| shared.kinds.get(call)) {
@@ -206,13 +208,29 @@ fn count(shared: &Shared, process: libc::pid_t) {
             } else {
                 inside.remove(&thread);
             }
-        } else if event == 0 {
-            // A signal for the thread itself, which it must get.
-            deliver = signal as usize;
         }
-        // A thread that was killed meanwhile cannot be resumed, and need not be.
-        let _ = trace(libc::PTRACE_SYSCALL, thread, deliver);
+        resume(thread, status);
     }
+}
+
+/// Whether a thread has stopped as it enters or leaves a call.
+pub(crate) fn is_at_call(status: i32) -> bool {
+    status == libc::SIGTRAP | 0x80
+}
+
+/// Lets a thread that has stopped with `status` go on to its next call.
+pub(crate) fn resume(thread: libc::pid_t, status: i32) {
+    let (signal, event) = (status & 0xff, status >> 8);
+    let (request, deliver) = match event {
+        _ if is_at_call(status) => (libc::PTRACE_SYSCALL, 0),
+        // A signal for the thread itself, which it must get.
+        0 => (libc::PTRACE_SYSCALL, signal as usize),
+        // The whole process was stopped (SIGSTOP, SIGTSTP) and stays so until somebody continues it.
+        EVENT_STOP if signal != libc::SIGTRAP => (LISTEN, 0),
+        _ => (libc::PTRACE_SYSCALL, 0),
+    };
+    // A thread that was killed meanwhile cannot be resumed, and need not be.
+    let _ = trace(request, thread, deliver);
 }
 
 /// The number of the call that a stopped thread enters, if it is entering one.
@@ -310,6 +328,29 @@ mod tests {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             counter => Some(counter.unwrap()),
         }
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_stays_so_until_it_is_continued() {
+        let mut busy = Command::new("sh");
+        busy.args(["-c", "while :; do umask; done"]);
+        let busy = Killed(busy.stdout(Stdio::null()).spawn().unwrap());
+        let pid = busy.0.id();
+        let Some(counter) = traced(pid) else { return };
+        // SAFETY: only numbers are passed; the process is ours and not reaped.
+        let signal = |signal| unsafe { libc::kill(pid as libc::pid_t, signal) };
+        let moves = || {
+            let before = counter.read();
+            thread::sleep(Duration::from_millis(200));
+            counter.read() > before
+        };
+        let until = |expected: bool| (0..100).any(|_| moves() == expected);
+        assert!(until(true), "it runs");
+        signal(libc::SIGSTOP);
+        assert!(until(false), "it was stopped");
+        assert!(!moves() && !moves(), "and nobody has continued it");
+        signal(libc::SIGCONT);
+        assert!(until(true), "it was continued");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::rings::{Landed, Operation, Rings};
 use super::words::{self, Call, Kind};
 use super::{Shared, Step};
 use crate::meters::Sockets;
-use crate::meters::ptrace::{AtCall, News, at_call, look, trace};
+use crate::meters::ptrace::{AtCall, News, at_call, is_at_call, look, resume};
 
 /// What is known of a traced thread.
 #[derive(Default)]
@@ -73,16 +73,10 @@ pub(super) fn follow(
             // Killed meanwhile.
             continue;
         };
-        let (signal, event) = (status & 0xff, status >> 8);
-        let mut deliver = 0;
-        if signal == libc::SIGTRAP | 0x80 {
+        if is_at_call(status) {
             tracer.at_call(thread);
-        } else if event == 0 {
-            // A signal for the thread itself, which it must get.
-            deliver = signal as usize;
         }
-        // A thread that was killed meanwhile cannot be resumed, and need not be.
-        let _ = trace(libc::PTRACE_SYSCALL, thread, deliver);
+        resume(thread, status);
     }
 }
 
