@@ -145,8 +145,9 @@ impl Follower<'_> {
             }
             self.landed(thread, process, &landed, now);
         }
-        if self.connection.is_none() {
-            let told = self.rings(process).are_told();
+        if self.connection.is_none()
+            && let Some(told) = self.rings(process).are_told()
+        {
             self.shared.rings_are_told.store(told, Ordering::Relaxed);
         }
     }

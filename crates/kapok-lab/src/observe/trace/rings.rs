@@ -12,7 +12,8 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::meters::operation_name;
 
@@ -37,12 +38,32 @@ pub(super) struct Landed {
 #[derive(Debug)]
 struct Ring {
     descriptor: u64,
-    /// `None` if they cannot be mapped.
-    entries: Option<Entries>,
+    /// Where its entries are; none yet if nobody could look how many.
+    entries: Mapped,
     /// By their user data.
     pending: HashMap<u64, (Operation, Instant)>,
-    /// How many completions there had been when it was last looked at.
-    landed: u32,
+    /// How many completions there had been when it was last looked at; `None`: it never was.
+    landed: Option<u32>,
+}
+
+#[derive(Debug)]
+enum Mapped {
+    NotYet,
+    /// It is not allowed.
+    Refused,
+    Here(Entries),
+}
+
+impl Ring {
+    /// Looks at it; `None` while another thread is inside of it.
+    fn look(&mut self, process: u32) -> Option<Seen> {
+        let seen = look(process, self.descriptor)?;
+        if matches!(self.entries, Mapped::NotYet) {
+            let entries = Entries::of(process, self.descriptor, seen.entries);
+            self.entries = entries.map_or(Mapped::Refused, Mapped::Here);
+        }
+        Some(seen)
+    }
 }
 
 /// The rings of a process.
@@ -66,18 +87,18 @@ impl Rings {
     pub(super) fn look_for_more(&mut self) {
         for descriptor in descriptors(self.process, "anon_inode:[io_uring]") {
             if self.rings.iter().all(|ring| ring.descriptor != descriptor) {
-                let Some(seen) = look(self.process, descriptor) else { continue };
-                let entries = Entries::of(self.process, descriptor, seen.entries).ok();
-                let (pending, landed) = (HashMap::new(), seen.tail);
-                self.rings.push(Ring { descriptor, entries, pending, landed });
+                let (pending, entries) = (HashMap::new(), Mapped::NotYet);
+                let mut ring = Ring { descriptor, entries, pending, landed: None };
+                ring.landed = ring.look(self.process).map(|seen| seen.tail);
+                self.rings.push(ring);
             }
         }
     }
 
-    /// Whether this kernel tells what is on them.
-    pub(super) fn are_told(&self) -> bool {
-        let mut rings = self.rings.iter();
-        rings.any(|ring| look(self.process, ring.descriptor).is_some_and(|seen| seen.is_told))
+    /// Whether this kernel tells what is on them; `None`: nothing could be looked at.
+    pub(super) fn are_told(&self) -> Option<bool> {
+        let looks = self.rings.iter().filter_map(|ring| look(self.process, ring.descriptor));
+        looks.map(|seen| seen.is_told).reduce(|one, other| one || other)
     }
 
     /// Whether a socket was there when the rings were first looked at.
@@ -89,10 +110,10 @@ impl Rings {
     pub(super) fn queued(&mut self, now: Instant) -> Vec<Operation> {
         let mut all = Vec::new();
         for ring in &mut self.rings {
-            let Some(seen) = look(self.process, ring.descriptor) else { continue };
+            let Some(seen) = ring.look(self.process) else { continue };
             let (first, end) = seen.between;
             let written = match &ring.entries {
-                Some(entries) if seen.queued.is_empty() && first != end => {
+                Mapped::Here(entries) if seen.queued.is_empty() && first != end => {
                     let count = end.wrapping_sub(first).min(seen.entries);
                     (0..count).map(|place| entries.at(first.wrapping_add(place))).collect()
                 }
@@ -110,9 +131,9 @@ impl Rings {
     pub(super) fn landed(&mut self) -> Vec<Landed> {
         let mut all = Vec::new();
         for ring in &mut self.rings {
-            let Some(seen) = look(self.process, ring.descriptor) else { continue };
-            // Positions of the ring wrap around.
-            let new = seen.tail.wrapping_sub(ring.landed) as usize;
+            let Some(seen) = ring.look(self.process) else { continue };
+            // Positions of the ring wrap around. At a first look all that is there is new.
+            let new = ring.landed.map_or(usize::MAX, |then| seen.tail.wrapping_sub(then) as usize);
             let old = seen.landed.len().saturating_sub(new);
             for (user_data, result, more) in seen.landed.into_iter().skip(old) {
                 let of = match more {
@@ -121,7 +142,7 @@ impl Rings {
                 };
                 all.push(Landed { of, result });
             }
-            ring.landed = seen.tail;
+            ring.landed = Some(seen.tail);
         }
         all
     }
@@ -204,7 +225,7 @@ impl Drop for Entries {
 /// What the kernel says of a ring.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
-    /// It lists what is on the ring: since Linux 5.19, and not while another thread is inside of it.
+    /// It lists what is on the ring: since Linux 5.19.
     is_told: bool,
     /// How many entries the ring has.
     entries: u32,
@@ -217,17 +238,28 @@ struct Seen {
     tail: u32,
 }
 
+/// How often to look again at a ring that another thread is inside of, which mostly is not for long.
+const LOOKS: usize = 5;
+
 fn look(process: u32, descriptor: u64) -> Option<Seen> {
-    Some(seen(&fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}")).ok()?))
+    (0..LOOKS).find_map(|look| {
+        if look > 0 {
+            thread::sleep(Duration::from_micros(20));
+        }
+        seen(&fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}")).ok()?)
+    })
 }
 
-fn seen(text: &str) -> Seen {
+/// `None`: the kernel says nothing of a ring while another thread is inside of it.
+fn seen(text: &str) -> Option<Seen> {
     const MORE: u32 = 2;
     let mut seen = Seen::default();
+    let mut is_said = false;
     for line in text.lines() {
         let position = |name: &str| -> Option<u32> { line.strip_prefix(name)?.trim().parse().ok() };
         if let Some(tail) = position("CqTail:") {
             seen.tail = tail;
+            is_said = true;
         } else if let Some(first) = position("SqHead:") {
             seen.between.0 = first;
         } else if let Some(end) = position("SqTail:") {
@@ -253,7 +285,7 @@ fn seen(text: &str) -> Seen {
             seen.landed.push((user_data, result.parse().unwrap_or(0), flags & MORE != 0));
         }
     }
-    seen
+    is_said.then_some(seen)
 }
 
 fn number(line: &str) -> Option<u64> {
@@ -287,7 +319,10 @@ mod tests {
             landed: vec![(u64::MAX, -11, false), (5, 9, true)],
             tail: 8,
         };
-        assert_eq!(seen(text), expected);
-        assert!(!seen("SqHead:\t1\nCqTail:\t8\n").is_told, "an older kernel lists nothing");
+        assert_eq!(seen(text), Some(expected));
+        let older = seen("SqHead:\t1\nCqTail:\t8\n").unwrap();
+        assert!(!older.is_told, "an older kernel lists nothing");
+        let locked = "pos:\t0\nflags:\t02000002\nmnt_id:\t15\nino:\t1057\n";
+        assert_eq!(seen(locked), None, "another thread is inside of it");
     }
 }
