@@ -35,6 +35,9 @@ struct Connection {
 const ENTER: u64 = libc::SYS_io_uring_enter as u64;
 const SETUP: u64 = libc::SYS_io_uring_setup as u64;
 
+/// Among the flags of io_uring_enter(2): the ring is named by the number under which it was registered.
+const REGISTERED: u64 = 1 << 4;
+
 pub(super) fn follow(
     shared: &Shared,
     processes: &[u32],
@@ -101,7 +104,8 @@ impl Follower<'_> {
             Some(AtCall::Enters { number, arguments }) => {
                 state.inside = Some((number, arguments, now));
                 if number == ENTER {
-                    self.enters_ring(thread, now);
+                    let by_name = arguments[3] & REGISTERED != 0;
+                    self.enters_ring(thread, (!by_name).then_some(arguments[0]), now);
                 }
             }
             Some(AtCall::Leaves { result }) => {
@@ -111,7 +115,7 @@ impl Follower<'_> {
                 self.made(thread, call, entered, now - entered);
                 match number {
                     ENTER => self.has_landed(thread, now),
-                    SETUP => self.rings(process).look_for_more(),
+                    SETUP => self.rings(process).look_for_more(Some(thread)),
                     _ => {}
                 }
             }
@@ -124,10 +128,10 @@ impl Follower<'_> {
     }
 
     /// A thread is about to enter a ring: what has landed meanwhile, and what it submits.
-    fn enters_ring(&mut self, thread: i32, now: Instant) {
+    fn enters_ring(&mut self, thread: i32, ring: Option<u64>, now: Instant) {
         self.has_landed(thread, now);
         let Some(process) = self.threads.get(&thread).map(|state| state.process) else { return };
-        let queued = self.rings(process).queued(now);
+        let queued = self.rings(process).queued(thread, ring, now);
         for operation in queued {
             if self.is_about_it(process, operation.descriptor) {
                 let call = words::submitted(&operation);
@@ -143,7 +147,7 @@ impl Follower<'_> {
             if self.done {
                 return;
             }
-            self.landed(thread, process, &landed, now);
+            self.landed(landed.owner.unwrap_or(thread), process, &landed, now);
         }
         if self.connection.is_none()
             && let Some(told) = self.rings(process).are_told()

@@ -33,11 +33,17 @@ pub(super) struct Landed {
     /// Of which operation, and when that was queued; `None` if that was before anybody looked.
     pub(super) of: Option<(Operation, Instant)>,
     pub(super) result: i64,
+    /// Whose ring it is, if that is known.
+    pub(super) owner: Option<i32>,
 }
 
 #[derive(Debug)]
 struct Ring {
     descriptor: u64,
+    /// The thread that has made it, or has entered it last.
+    owner: Option<i32>,
+    /// The position up to which its queued entries are known.
+    known: Option<u32>,
     /// Where its entries are; none yet if nobody could look how many.
     entries: Mapped,
     /// By their user data.
@@ -79,16 +85,17 @@ impl Rings {
     pub(super) fn of(process: u32) -> Rings {
         let old_sockets = descriptors(process, "socket:").collect();
         let mut rings = Rings { process, rings: Vec::new(), old_sockets };
-        rings.look_for_more();
+        rings.look_for_more(None);
         rings
     }
 
-    /// Takes in rings that were made since.
-    pub(super) fn look_for_more(&mut self) {
+    /// Takes in rings that were made since, by this thread.
+    pub(super) fn look_for_more(&mut self, owner: Option<i32>) {
         for descriptor in descriptors(self.process, "anon_inode:[io_uring]") {
             if self.rings.iter().all(|ring| ring.descriptor != descriptor) {
                 let (pending, entries) = (HashMap::new(), Mapped::NotYet);
-                let mut ring = Ring { descriptor, entries, pending, landed: None };
+                let (known, landed) = (None, None);
+                let mut ring = Ring { descriptor, owner, known, entries, pending, landed };
                 ring.landed = ring.look(self.process).map(|seen| seen.tail);
                 self.rings.push(ring);
             }
@@ -106,10 +113,22 @@ impl Rings {
         self.old_sockets.contains(&socket)
     }
 
-    /// What is queued at `now`, when a thread enters one of the rings.
-    pub(super) fn queued(&mut self, now: Instant) -> Vec<Operation> {
+    /// What is queued at `now`, when a thread enters one of the rings; `None` if it has a name for it that
+    /// is no descriptor. What is on the rings of others they enter themselves, and each entry is told once:
+    /// a call may submit only some of them.
+    pub(super) fn queued(
+        &mut self,
+        thread: i32,
+        entered: Option<u64>,
+        now: Instant,
+    ) -> Vec<Operation> {
         let mut all = Vec::new();
         for ring in &mut self.rings {
+            match entered {
+                Some(entered) if entered == ring.descriptor => ring.owner = Some(thread),
+                None if ring.owner.is_none_or(|owner| owner == thread) => {}
+                _ => continue,
+            }
             let Some(seen) = ring.look(self.process) else { continue };
             let (first, end) = seen.between;
             let written = match &ring.entries {
@@ -119,7 +138,11 @@ impl Rings {
                 }
                 _ => Vec::new(),
             };
-            for operation in seen.queued.into_iter().chain(written) {
+            let known = ring.known.map_or(0, |known| known.wrapping_sub(first));
+            // Positions wrap around: what lies behind the last is one before the first.
+            let known = if known <= end.wrapping_sub(first) { known } else { 0 };
+            ring.known = Some(end);
+            for operation in seen.queued.into_iter().chain(written).skip(known as usize) {
                 ring.pending.insert(operation.user_data, (operation.clone(), now));
                 all.push(operation);
             }
@@ -140,7 +163,7 @@ impl Rings {
                     true => ring.pending.get(&user_data).cloned(),
                     false => ring.pending.remove(&user_data),
                 };
-                all.push(Landed { of, result });
+                all.push(Landed { of, result, owner: ring.owner });
             }
             ring.landed = Some(seen.tail);
         }
