@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::ptr::{NonNull, null_mut};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -77,13 +78,13 @@ impl Ring {
 pub(super) struct Rings {
     process: u32,
     rings: Vec<Ring>,
-    /// Sockets that were there before.
-    old_sockets: HashSet<u64>,
+    /// Sockets that were there before, as the kernel calls them: their descriptors may be others' by now.
+    old_sockets: HashSet<PathBuf>,
 }
 
 impl Rings {
     pub(super) fn of(process: u32) -> Rings {
-        let old_sockets = descriptors(process, "socket:").collect();
+        let old_sockets = descriptors(process, "socket:").map(|(_, name)| name).collect();
         let mut rings = Rings { process, rings: Vec::new(), old_sockets };
         rings.look_for_more(None);
         rings
@@ -91,7 +92,7 @@ impl Rings {
 
     /// Takes in rings that were made since, by this thread.
     pub(super) fn look_for_more(&mut self, owner: Option<i32>) {
-        for descriptor in descriptors(self.process, "anon_inode:[io_uring]") {
+        for (descriptor, _) in descriptors(self.process, "anon_inode:[io_uring]") {
             if self.rings.iter().all(|ring| ring.descriptor != descriptor) {
                 let (pending, entries) = (HashMap::new(), Mapped::NotYet);
                 let (known, landed) = (None, None);
@@ -108,9 +109,10 @@ impl Rings {
         looks.map(|seen| seen.is_told).reduce(|one, other| one || other)
     }
 
-    /// Whether a socket was there when the rings were first looked at.
-    pub(super) fn knew(&self, socket: u64) -> bool {
-        self.old_sockets.contains(&socket)
+    /// Whether the socket that has this descriptor now was there when the rings were first looked at.
+    pub(super) fn knew(&self, descriptor: u64) -> bool {
+        let name = fs::read_link(format!("/proc/{}/fd/{descriptor}", self.process));
+        name.is_ok_and(|name| self.old_sockets.contains(&name))
     }
 
     /// What is queued at `now`, when a thread enters one of the rings; `None` if it has a name for it that
@@ -171,13 +173,13 @@ impl Rings {
     }
 }
 
-/// The descriptors of a process that are something which the kernel calls so.
-fn descriptors(process: u32, what: &'static str) -> impl Iterator<Item = u64> {
+/// The descriptors of a process that are something which the kernel calls so, with what it calls them.
+fn descriptors(process: u32, what: &'static str) -> impl Iterator<Item = (u64, PathBuf)> {
     let entries = fs::read_dir(format!("/proc/{process}/fd"));
     entries.into_iter().flatten().map_while(Result::ok).filter_map(move |entry| {
         let link = fs::read_link(entry.path()).ok()?;
         link.to_str()?.starts_with(what).then_some(())?;
-        entry.file_name().to_str()?.parse().ok()
+        Some((entry.file_name().to_str()?.parse().ok()?, link))
     })
 }
 
@@ -324,6 +326,57 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_socket_under_an_old_number_is_new() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let rings = Rings::of(std::process::id());
+        let number = socket.as_raw_fd();
+        assert!(rings.knew(number as u64));
+        let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // SAFETY: both are open, and the first number goes on being one of a socket.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), number) }, number);
+        assert!(!rings.knew(number as u64));
+    }
+
+    #[test]
+    fn an_entry_is_told_once_for_the_thread_that_enters_its_ring() {
+        let Ok(mut first) = io_uring::IoUring::new(8) else { return };
+        let Ok(second) = io_uring::IoUring::new(8) else { return };
+        let mut rings = Rings::of(std::process::id());
+        let (here, there) = (first.as_raw_fd() as u64, second.as_raw_fd() as u64);
+        rings.rings.retain(|ring| [here, there].contains(&ring.descriptor));
+        if rings.are_told() != Some(true) {
+            return;
+        }
+        let mut queue = |user_data| {
+            let nop = io_uring::opcode::Nop::new().build().user_data(user_data);
+            // SAFETY: it takes no memory.
+            unsafe { first.submission().push(&nop).unwrap() };
+        };
+        let now = Instant::now();
+        let mut queued = |thread, ring| -> Vec<u64> {
+            rings.queued(thread, ring, now).iter().map(|one| one.user_data).collect()
+        };
+        queue(1);
+        queue(2);
+        assert_eq!(queued(20, Some(there)), [0; 0], "another's ring");
+        assert_eq!(queued(10, Some(here)), [1, 2]);
+        queue(3);
+        assert_eq!(queued(20, None), [0; 0], "whose ring that is is known");
+        assert_eq!(queued(10, None), [3], "the others are known");
+        assert_eq!(queued(10, Some(here)), [0; 0]);
+        first.submit_and_wait(3).unwrap();
+        assert_eq!(first.completion().count(), 3);
+        for round in 0..5 {
+            let nop = io_uring::opcode::Nop::new().build().user_data(10 + round);
+            // SAFETY: it takes no memory.
+            unsafe { first.submission().push(&nop).unwrap() };
+            assert_eq!(queued(10, Some(here)), [10 + round]);
+            first.submit_and_wait(1).unwrap();
+            assert_eq!(first.completion().count(), 1);
+        }
+    }
 
     #[test]
     fn what_the_kernel_says_of_a_ring_is_read() {
