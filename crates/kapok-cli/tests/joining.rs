@@ -287,6 +287,41 @@ fn the_commands_of_the_kubernetes_manifest_do_what_it_says() {
     drop(silent);
 }
 
+/// Ends a connection by a reset.
+fn reset(stream: TcpStream) {
+    use std::os::fd::AsRawFd;
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let bytes = size_of_val(&linger) as libc::socklen_t;
+    // SAFETY: the value is read within the call, and is of this size.
+    let set = unsafe {
+        let value = (&raw const linger).cast();
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, bytes)
+    };
+    assert_eq!(set, 0);
+    drop(stream);
+}
+
+#[test]
+fn who_knocks_and_resets_the_connection_ends_nothing() {
+    let server = Server::start(&[]);
+    let arguments = ["load", "--listen", "127.0.0.1:0", "--generators", "1", "--json"];
+    let (joining, addr, mut errors) = listen(&arguments);
+    reset(TcpStream::connect(&addr).unwrap());
+    let mut said = String::new();
+    errors.read_line(&mut said).unwrap();
+    assert!(said.contains("went away before it was ready"), "{said}");
+    let generator = Command::new(KAPOK)
+        .args(["load", &server.addr, "--part-of", &addr, "-c", "2", "--seconds", "0.2"])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(generator.success());
+    errors.read_to_string(&mut said).unwrap();
+    let joined = joining.wait_with_output().unwrap();
+    assert_eq!(joined.status.code(), Some(0), "{said}");
+    assert_sum(&serde_json::from_slice(&joined.stdout).unwrap());
+}
+
 #[test]
 fn a_generator_that_was_ready_and_went_away_is_missed() {
     let server = Server::start(&[]);

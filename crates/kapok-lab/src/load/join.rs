@@ -266,7 +266,8 @@ impl Assembly<'_> {
                 }
                 other => return Err(unexpected(member, other, &line, build, "ready")),
             },
-            Heard::End(None) if !member.is_command() => {
+            // In good order or by a reset, as those who only look whether a port is open like to.
+            Heard::End(_) if !member.is_command() => {
                 let why = format!("{} went away before it was ready", member.name());
                 self.seats[number].member = None;
                 progress(Gathering::TurnedAway(why));
