@@ -132,6 +132,28 @@ fn what_was_written_is_read_back() {
 }
 
 #[test]
+fn a_signal_ends_the_making_of_a_file_and_leaves_none() {
+    use std::time::{Duration, Instant};
+    let place = Place::new("stopped");
+    let making = Command::new(env!("CARGO_BIN_EXE_kapok"))
+        .args(["disk", "--file", place.path(), "--size", "3G", "--buffered", "--seconds", "0.1"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !fs::metadata(&place.0).is_ok_and(|file| file.len() > 0) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is made");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // SAFETY: only numbers are passed; the child is ours and not reaped.
+    unsafe { libc::kill(making.id() as libc::pid_t, libc::SIGTERM) };
+    let ended = making.wait_with_output().unwrap();
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("stopped") && !place.0.exists(), "{said}");
+}
+
+#[test]
 fn blocks_of_other_sizes_are_told_from_wrong_ones() {
     // More than is written over meanwhile.
     let place = Place::made_of("sizes", 64);

@@ -42,7 +42,8 @@ pub(crate) struct ObserveOptions {
     /// Follow the next connection that is accepted: accept, register, wait, read, write
     #[arg(long)]
     pub(crate) trace: bool,
-    /// At the end, ask the program that was started to end too (SIGTERM)
+    /// At the end, ask the program that was started to end too (SIGTERM); one that has not ended five
+    /// seconds later is killed
     #[arg(long, requires = "program")]
     pub(crate) end: bool,
     /// Print the summary as one JSON object; with --trace, each call as one

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use kapok::Runtime;
 use kapok::pool::{OpenFile, Pool};
 
-use super::file::{Aligned, Subject, make};
+use super::file::{Aligned, Subject, make_unless};
 use super::pattern::{self, Seed};
 use super::{DiskConfig, DiskReport, Progress, Verified, Workload};
 use crate::load::Latency;
@@ -42,7 +42,7 @@ struct Gauge {
 /// # Errors
 ///
 /// `InvalidInput` for what makes no sense and for a file that does not suit; what the system says of
-/// the file; the first operation that failed, or brought other bytes than were written.
+/// the file; `Interrupted` if it was stopped before it began; the first operation that failed, or brought other bytes than were written.
 pub fn run(config: &DiskConfig, progress: &mut dyn FnMut(Progress)) -> io::Result<DiskReport> {
     config.check()?;
     let subject = match &config.file {
@@ -50,7 +50,9 @@ pub fn run(config: &DiskConfig, progress: &mut dyn FnMut(Progress)) -> io::Resul
             if let Some(size) = config.size_bytes
                 && !path.exists()
             {
-                make(path, size, MAKER, |done| progress(Progress::Making(done, size)))?;
+                make_unless(config.stop.as_ref(), path, size, MAKER, |done| {
+                    progress(Progress::Making(done, size));
+                })?;
             }
             let direct = config.workload.is_direct() && !config.buffered;
             let writes = config.workload.writes();
@@ -77,7 +79,7 @@ pub fn run(config: &DiskConfig, progress: &mut dyn FnMut(Progress)) -> io::Resul
             }
             if config.workload == Workload::CachedRead {
                 progress(Progress::Warming);
-                subject.warm(subject.bytes)?;
+                subject.warm(subject.bytes, config.stop.as_ref())?;
             }
             Some(subject)
         }

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use kapok::pool::{ALIGNMENT, Buffer, Source};
 
 use super::pattern::{self, SECTOR, Seed};
+use crate::stop::Stop;
 
 /// How much is written or read at once while a file is made or brought into the page cache.
 const CHUNK: usize = 1 << 20;
@@ -90,13 +91,31 @@ fn named(path: &Path, what: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
 }
 
+fn unless_stopped(stop: Option<&Stop>) -> io::Result<()> {
+    match stop.is_some_and(Stop::requested) {
+        true => Err(io::Error::new(io::ErrorKind::Interrupted, "stopped before it was measured")),
+        false => Ok(()),
+    }
+}
+
 /// Writes a new file of `bytes` with the pattern, to the device.
 ///
 /// # Errors
 ///
 /// `AlreadyExists` if there is something at `path`; what open(2), write(2) and fsync(2) say. What was
 /// begun is removed again.
-pub fn make(path: &Path, bytes: u64, seed: Seed, mut progress: impl FnMut(u64)) -> io::Result<()> {
+pub fn make(path: &Path, bytes: u64, seed: Seed, progress: impl FnMut(u64)) -> io::Result<()> {
+    make_unless(None, path, bytes, seed, progress)
+}
+
+/// The same, unless it is stopped.
+pub(super) fn make_unless(
+    stop: Option<&Stop>,
+    path: &Path,
+    bytes: u64,
+    seed: Seed,
+    mut progress: impl FnMut(u64),
+) -> io::Result<()> {
     let file = File::options()
         .write(true)
         .create_new(true)
@@ -106,6 +125,7 @@ pub fn make(path: &Path, bytes: u64, seed: Seed, mut progress: impl FnMut(u64)) 
     let mut write = || {
         let mut offset = 0;
         while offset < bytes {
+            unless_stopped(stop)?;
             let len = (bytes - offset).min(CHUNK as u64) as usize;
             pattern::fill(&mut chunk[..len], offset, seed);
             file.write_all_at(&chunk[..len], offset)?;
@@ -190,11 +210,12 @@ impl Subject {
     ///
     /// # Errors
     ///
-    /// What read(2) says.
-    pub fn warm(&self, bytes: u64) -> io::Result<()> {
+    /// What read(2) says, and `Interrupted` if it was stopped.
+    pub fn warm(&self, bytes: u64, stop: Option<&Stop>) -> io::Result<()> {
         let mut chunk = vec![0; CHUNK];
         let mut offset = 0;
         while offset < bytes {
+            unless_stopped(stop)?;
             match self.file.read_at(&mut chunk, offset)? {
                 0 => break,
                 read => offset += read as u64,

@@ -6,8 +6,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::child::has_ended;
+
+/// How long a program may take to end that was asked to.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// A program that was started to be observed. It outlives this.
 #[derive(Debug)]
@@ -94,16 +98,29 @@ impl Started {
         self.child.try_wait()
     }
 
-    /// Asks it to end, by SIGTERM, and waits until it has.
+    /// Asks it to end, by SIGTERM, and waits until it has. If it does not within five seconds, it and all
+    /// of its group are killed.
     ///
     /// # Errors
     ///
     /// It cannot be waited for.
     pub fn end(&mut self) -> io::Result<ExitStatus> {
-        if self.child.try_wait()?.is_none() {
-            // SAFETY: only numbers are passed, and the process is ours and not reaped.
-            unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
         }
+        let process = self.child.id() as libc::pid_t;
+        // SAFETY: only numbers are passed, and the process is ours and not reaped.
+        unsafe { libc::kill(process, libc::SIGTERM) };
+        let give_up = Instant::now() + ENDS_WITHIN;
+        while Instant::now() < give_up {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        // SAFETY: only numbers are passed. The group is the child's own, and the child, which has not been
+        // reaped, keeps its number from being used again.
+        unsafe { libc::kill(-process, libc::SIGKILL) };
         self.child.wait()
     }
 }
@@ -147,6 +164,31 @@ mod tests {
         }
         std::fs::remove_file(&marker).expect("it ran after all");
         assert!(started.end().unwrap().success());
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_killed_with_its_group() {
+        use std::os::unix::process::ExitStatusExt;
+        // Both of them are deaf: what is ignored stays so over exec.
+        let script = words(&["-c", "trap '' TERM; sleep 600"]);
+        let (mut started, process) = Started::new(&"sh".into(), &script, Ok).unwrap();
+        let status = format!("/proc/{process}/status");
+        let is_deaf = || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+            u64::from_str_radix(ignored.trim(), 16).unwrap() & (1 << (libc::SIGTERM - 1)) != 0
+        };
+        let begun = Instant::now();
+        while !is_deaf() {
+            assert!(begun.elapsed().as_secs() < 60, "it does not begin");
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(started.end().unwrap().signal(), Some(libc::SIGKILL));
+        let begun = Instant::now();
+        while crate::meters::is_group_alive(process) {
+            assert!(begun.elapsed().as_secs() < 60, "somebody of its group is left");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
