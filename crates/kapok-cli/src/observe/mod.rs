@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use console::Term;
 use kapok_lab::Stop;
-use kapok_lab::meters::Depth;
+use kapok_lab::meters::{Depth, process_of};
 use kapok_lab::observe::{Observer, Report, Sample, Started};
 
 use crate::cli::ObserveOptions;
@@ -65,7 +65,13 @@ fn begin<T>(
     watch: impl FnOnce(u32) -> io::Result<T>,
 ) -> io::Result<(Option<Started>, T)> {
     match (options.pid, &options.program[..]) {
-        (Some(pid), _) => Ok((None, watch(pid)?)),
+        (Some(pid), _) => {
+            let process = process_of(pid).unwrap_or(pid);
+            if process != pid {
+                eprintln!("kapok: {pid} is a thread of process {process}, all of which is observed");
+            }
+            Ok((None, watch(process)?))
+        }
         (None, [program, arguments @ ..]) => {
             let (started, watched) = Started::new(program, arguments, watch)?;
             Ok((Some(started), watched))

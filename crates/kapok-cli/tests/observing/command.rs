@@ -255,6 +255,29 @@ fn cpu_seconds(pid: u32) -> f64 {
 }
 
 #[test]
+fn the_number_of_a_thread_stands_for_its_process() {
+    let server = Server::kapok("threads");
+    let _busy = Busy::with(server.connect(), MESSAGE, 64);
+    let tasks = format!("/proc/{}/task", server.pid());
+    let mut thread = String::new();
+    until("the connection's own thread", || {
+        let tasks = fs::read_dir(&tasks).unwrap().map(|task| task.unwrap().file_name());
+        let threads = tasks.map(|task| task.into_string().unwrap());
+        thread = threads.max_by_key(|number| number.parse::<u32>().unwrap()).unwrap();
+        thread != server.pid().to_string()
+    });
+    let output = kapok(&["observe", &thread, "--seconds", "0.5", "--json"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains(&format!("a thread of process {}", server.pid())), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["process"], server.pid(), "{report}");
+    if is_root() {
+        assert!(report["calls"].as_u64().unwrap() > 10, "{report}");
+    }
+}
+
+#[test]
 fn what_threads_have_used_that_ended_is_counted() {
     let server = Server::kapok("threads");
     // Each connection has a thread, which ends with it.

@@ -58,4 +58,4 @@ pub use threads::{Stacks, Thread, Threads};
 #[cfg(target_os = "linux")]
 pub(crate) use tree::is_group_alive;
 #[cfg(target_os = "linux")]
-pub use tree::with_descendants;
+pub use tree::{process_of, with_descendants};

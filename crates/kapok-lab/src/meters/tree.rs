@@ -3,6 +3,14 @@
 use std::collections::HashMap;
 use std::fs;
 
+/// The process that a thread belongs to, of which the number may also be a process's own; `None` if there
+/// is neither.
+#[must_use]
+pub fn process_of(thread: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
 /// `process` first, then its children, their children, and so on, as far as they live.
 #[must_use]
 pub fn with_descendants(process: u32) -> Vec<u32> {
@@ -63,6 +71,15 @@ fn all() -> impl Iterator<Item = Process> {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_thread_is_one_of_its_process() {
+        // SAFETY: gettid takes nothing.
+        let own = || process_of(unsafe { libc::gettid() } as u32);
+        let process = Some(std::process::id());
+        assert_eq!((own(), std::thread::spawn(own).join().unwrap()), (process, process));
+        assert_eq!(process_of(4_194_305), None, "there is no such number");
+    }
 
     #[test]
     fn children_of_children_belong_to_the_family() {

@@ -19,7 +19,7 @@ pub use report::{CallLine, Report, RingLine, SocketLine, StateLine, ThreadLine};
 pub use sample::{Held, Sample, Transfers};
 pub use start::Started;
 
-use crate::meters::{Census, Depth, with_descendants};
+use crate::meters::{Census, Depth, process_of, with_descendants};
 
 /// Watches a process and its children.
 #[derive(Debug)]
@@ -30,18 +30,16 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Begins to watch `process`, and with it its children, those it has and those it will make.
+    /// Begins to watch `process`, and with it its children, those it has and those it will make. The number
+    /// of one of its threads stands for all of it.
     ///
     /// # Errors
     ///
     /// `NotFound`: there is no such process.
     pub fn of(process: u32, depth: Depth) -> io::Result<Observer> {
-        if !std::path::Path::new(&format!("/proc/{process}/stat")).exists() {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("there is no process {process}"),
-            ));
-        }
+        let process = process_of(process).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("there is no process {process}"))
+        })?;
         let mut not_counted = Vec::new();
         let census = match Census::in_kernel(&with_descendants(process), depth) {
             Ok(census) => {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::rings::{Landed, Operation, Rings};
 use super::words::{self, Call, Kind};
 use super::{Shared, Step};
-use crate::meters::Sockets;
 use crate::meters::ptrace::{AtCall, News, at_call, is_at_call, look, resume};
+use crate::meters::{Sockets, process_of};
 
 /// What is known of a traced thread.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl Follower<'_> {
     fn at_call(&mut self, thread: i32) {
         let now = Instant::now();
         let state = self.threads.entry(thread).or_insert_with(|| Thread {
-            process: process_of(thread).unwrap_or(thread as u32),
+            process: process_of(thread as u32).unwrap_or(thread as u32),
             ..Thread::default()
         });
         match at_call(thread) {
@@ -292,12 +292,6 @@ impl Follower<'_> {
             self.done = true;
         }
     }
-}
-
-/// The process that a thread belongs to.
-fn process_of(thread: i32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 /// Whether calls on a descriptor wait inside the kernel. Its last call may have closed it.
