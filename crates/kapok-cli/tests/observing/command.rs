@@ -247,6 +247,19 @@ fn a_program_that_was_started_is_ended_only_when_asked() {
     }
 }
 
+#[test]
+fn what_a_program_read_and_wrote_is_known_to_its_end() {
+    let copy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1M", "count=5"];
+    let output = kapok(&[&["observe", "--json", "--"], &copy[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let transfers = &report["transfers"];
+    for (bytes, calls) in [("bytes_read", "reads"), ("bytes_written", "writes")] {
+        assert!(transfers[bytes].as_u64().unwrap() >= 5 << 20, "{report}");
+        assert!(transfers[calls].as_u64().unwrap() >= 5, "{report}");
+    }
+}
+
 /// CPU time of a process, in seconds.
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

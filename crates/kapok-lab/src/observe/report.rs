@@ -167,6 +167,16 @@ fn processor_time(from: &Sample, to: &Sample, used: &Threads) -> Duration {
     each.sum()
 }
 
+/// What all processes read and wrote between two samples; one that began since counts from its beginning.
+fn transferred(from: &Sample, to: &Sample) -> Option<Transfers> {
+    let (then, now) = (from.transfers.as_ref()?, to.transfers.as_ref()?);
+    let each = now.iter().map(|(process, now)| {
+        let then = then.iter().find(|(known, _)| known == process);
+        now.since(then.map_or_else(Transfers::default, |(_, then)| *then))
+    });
+    Some(each.fold(Transfers::default(), Transfers::plus))
+}
+
 /// What is not in a report because those who had it have ended. Threads that began and ended between the
 /// samples are known by the CPU time that no thread has.
 fn ended_since(from: &Sample, to: &Sample, used: &Threads, cpu: Duration) -> Vec<String> {
@@ -183,7 +193,7 @@ fn ended_since(from: &Sample, to: &Sample, used: &Threads, cpu: Duration) -> Vec
         missing.push("context switches of threads that have ended".to_owned());
     }
     if processes {
-        missing.push("CPU time of processes that have ended".to_owned());
+        missing.push("CPU time and bytes of processes that have ended".to_owned());
     }
     missing
 }
@@ -267,7 +277,7 @@ impl Report {
             wakes_given: counts.as_ref().and_then(|counts| counts.wakes_given),
             voluntary_switches: threads.iter().map(|thread| thread.voluntary).sum(),
             involuntary_switches: threads.iter().map(|thread| thread.involuntary).sum(),
-            transfers: to.transfers.zip(from.transfers).map(|(now, then)| now.since(then)),
+            transfers: transferred(from, to),
             sockets: None,
             socket_memory: to.sockets.as_ref().map(|sockets| sockets.memory()),
             notable_sockets: Vec::new(),

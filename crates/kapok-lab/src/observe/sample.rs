@@ -26,8 +26,8 @@ pub struct Sample {
     pub sockets: Option<Sockets>,
     /// Their memory.
     pub memory: Held,
-    /// What they read and wrote by read(2), write(2) and their like.
-    pub transfers: Option<Transfers>,
+    /// What each of them had read and written by read(2), write(2) and their like.
+    pub transfers: Option<Vec<(u32, Transfers)>>,
     /// What could not be read, each with its reason.
     pub not_seen: Vec<String>,
 }
@@ -84,7 +84,7 @@ impl Sample {
             .ok();
         not_seen.extend(sockets.iter().flat_map(|sockets| sockets.missing.clone()));
         let mut memory = Held::default();
-        let mut transfers = Some(Transfers::default());
+        let mut transfers = Some(Vec::new());
         for &process in &processes {
             match Held::of(process) {
                 Ok((held, refusal)) => {
@@ -94,7 +94,11 @@ impl Sample {
                 Err(error) => not_seen.push(format!("memory: {error}")),
             }
             match Transfers::of(process) {
-                Ok(of_one) => transfers = transfers.map(|sum| sum.plus(of_one)),
+                Ok(of_one) => {
+                    if let Some(all) = &mut transfers {
+                        all.push((process, of_one));
+                    }
+                }
                 Err(error) => {
                     not_seen.push(format!("bytes read and written: {error}"));
                     transfers = None;
@@ -104,8 +108,9 @@ impl Sample {
         Ok(Sample { at, processes, counts, cpu, threads, sockets, memory, transfers, not_seen })
     }
 
-    /// What can be told of a process that has ended since `last`: its counts to the end, its CPU time
-    /// and the switches of its first thread as long as it is not reaped, and else what `last` has.
+    /// What can be told of a process that has ended since `last`: its counts to the end, its CPU time,
+    /// what it read and wrote and the switches of its first thread as long as it is not reaped, and else
+    /// what `last` has.
     pub(super) fn of_ended(process: u32, census: Option<&mut Census>, last: &Sample) -> Sample {
         let mut sample = Sample { at: Instant::now(), ..last.clone() };
         match census.map(Census::read) {
@@ -119,6 +124,11 @@ impl Sample {
             match sample.cpu.iter_mut().find(|(known, _)| *known == process) {
                 Some((_, cpu)) => *cpu = now,
                 None => sample.cpu.push((process, now)),
+            }
+        }
+        for (process, transfers) in sample.transfers.iter_mut().flatten() {
+            if let Ok(now) = Transfers::of(*process) {
+                *transfers = now;
             }
         }
         for thread in Threads::of(&[process]).unwrap_or_default().all {
@@ -196,7 +206,7 @@ impl Transfers {
         })
     }
 
-    fn plus(self, other: Transfers) -> Transfers {
+    pub(super) fn plus(self, other: Transfers) -> Transfers {
         Transfers {
             reads: self.reads + other.reads,
             writes: self.writes + other.writes,
