@@ -257,8 +257,12 @@ impl<'a, T: Traffic> Generator<'a, T> {
             self.report_progress(Phase::Draining, callback);
         }
         let quiet_until = self.now_ns() + QUIET_NS;
-        while self.now_ns() < quiet_until {
-            self.turn(quiet_until - self.now_ns())?;
+        loop {
+            let left = quiet_until.saturating_sub(self.now_ns());
+            if left == 0 {
+                break;
+            }
+            self.turn(left)?;
         }
         self.tally.backlog.unsent = self.backlog;
         Ok(())
