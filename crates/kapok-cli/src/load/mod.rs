@@ -75,11 +75,7 @@ fn configure(options: &LoadOptions, addr: SocketAddr, stop: Stop) -> LoadConfig 
 fn connect(whose: &str, limit: Duration, config: &LoadConfig) -> io::Result<TcpStream> {
     let give_up = Instant::now() + limit;
     loop {
-        let reached = whose.to_socket_addrs().and_then(|mut found| {
-            let addr = found.next().ok_or_else(|| io::Error::other("the name has no address"))?;
-            TcpStream::connect_timeout(&addr, Duration::from_secs(5))
-        });
-        match reached {
+        match whose.to_socket_addrs().and_then(reach) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
@@ -96,6 +92,18 @@ fn connect(whose: &str, limit: Duration, config: &LoadConfig) -> io::Result<TcpS
             return Err(io::Error::other(format!("stopped before {whose} was reached")));
         }
     }
+}
+
+/// Connects to the first of these that accepts: a name may have addresses of several kinds.
+fn reach(addrs: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut refusal = io::Error::other("the name has no address");
+    for addr in addrs {
+        match TcpStream::connect_timeout(&addr, Duration::from_secs(5)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
 }
 
 /// 1 if anything that came back was wrong, or nothing came.
@@ -140,4 +148,22 @@ fn describe(config: &LoadConfig, progress: Progress) -> String {
         Phase::Draining => "awaiting the last replies".to_owned(),
     };
     format!("{:.1} s · {what} · {} errors", progress.elapsed.as_secs_f64(), progress.errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn every_address_of_a_name_is_tried() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = listener.local_addr().unwrap();
+        // The same port of an address at which nobody listens.
+        let closed = SocketAddr::from(([127, 0, 0, 2], open.port()));
+        assert!(reach([closed, open].into_iter()).is_ok());
+        let refused = reach([closed].into_iter()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(reach([].into_iter()).unwrap_err().to_string().contains("no address"));
+    }
 }
