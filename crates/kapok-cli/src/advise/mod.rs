@@ -255,9 +255,9 @@ fn crossed(crossing: &Crossing, advised: &str) -> String {
     if let Some(obstacle) = &crossing.obstacle {
         return format!("{to} {unit}: {advised} {obstacle}; {winner} does best");
     }
-    match (&crossing.ratio, crossing.at) {
+    match (&crossing.ratio, crossing.meet_at()) {
         (Some(ratio), Some(at)) if crossing.is_crossed() => format!(
-            "{to} {unit}: {winner} wins, {advised} costs {}; they meet at about {at:.0} (by lines between \
+            "{to} {unit}: {winner} wins, {advised} costs {}; they meet at about {at} (by lines between \
              {from} and {to})",
             times(ratio)
         ),

@@ -92,6 +92,16 @@ pub struct Crossing {
 }
 
 impl Crossing {
+    /// Where the two meet, with at least two significant digits: tenths of a millisecond are a long time.
+    /// Connections are whole.
+    #[must_use]
+    pub fn meet_at(&self) -> Option<String> {
+        let at = self.at?;
+        let whole = self.axis == Axis::Connections || at >= 9.95 || at <= 0.0;
+        let digits = if whole { 0 } else { 1 - (at.log10().floor() as i32).clamp(-5, 0) };
+        Some(format!("{at:.0$}", digits as usize))
+    }
+
     /// Whether another model wins at the neighbour: by more than what does not matter, and with 1
     /// outside the interval of 95 %. A single round has none, and proves nothing.
     #[must_use]
@@ -177,6 +187,22 @@ mod tests {
         assert!(!crossed(&[1.3]), "one round");
         assert!(!crossed(&[0.9, 1.9, 1.2]), "may be anything");
         assert!(!crossed(&[1.03, 1.031, 1.029]), "does not matter");
+    }
+
+    #[test]
+    fn where_models_meet_is_told_with_two_digits() {
+        let meet_at = |axis, at| {
+            let (from, to, winner) = (0.0, 2.0, "epoll".to_owned());
+            let (ratio, obstacle) = (None, None);
+            Crossing { axis, from, to, winner, ratio, obstacle, at: Some(at) }.meet_at().unwrap()
+        };
+        for (at, said) in
+            [(0.437, "0.44"), (1.26, "1.3"), (0.03123, "0.031"), (9.97, "10"), (123.4, "123")]
+        {
+            assert_eq!(meet_at(Axis::Delay, at), said);
+        }
+        assert_eq!(meet_at(Axis::Delay, 0.0), "0");
+        assert_eq!(meet_at(Axis::Connections, 2.6), "3");
     }
 
     #[test]

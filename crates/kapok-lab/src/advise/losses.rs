@@ -79,11 +79,9 @@ fn crossed(crossing: &Crossing, advised: &str) -> String {
     let behind = crossing.ratio.as_ref().map_or_else(String::new, |ratio| {
         format!(", where {advised} costs {:.2} times as much", ratio.estimate)
     });
-    match crossing.at {
+    match crossing.meet_at() {
         Some(at) => {
-            format!(
-                "{winner} wins from about {at:.0} {unit} on the way from {from} to {to}{behind}"
-            )
+            format!("{winner} wins from about {at} {unit} on the way from {from} to {to}{behind}")
         }
         None => format!("{winner} wins somewhere between {from} and {to} {unit}{behind}"),
     }
