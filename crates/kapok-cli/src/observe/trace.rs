@@ -20,6 +20,31 @@ pub(super) fn run(options: &ObserveOptions, stop: &Stop) -> io::Result<ExitCode>
     if !options.json {
         eprintln!("kapok: waiting for the next connection; the process is slower meanwhile");
     }
+    let told = tell(options, stop, &trace);
+    drop(trace);
+    // Also when nobody reads any more.
+    let finished = finish(options, started.take());
+    let (ending, steps) = told?;
+    finished?;
+    match ending {
+        Ending::OnlyRings => {
+            eprintln!(
+                "kapok: no connection was accepted by a system call, but the process enters io_uring, and \
+                 this kernel does not tell what is on its rings. Without --trace its operations are \
+                 counted."
+            );
+            Ok(ExitCode::FAILURE)
+        }
+        _ if steps == 0 => {
+            eprintln!("kapok: no connection was accepted");
+            Ok(ExitCode::FAILURE)
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Prints the steps until there are no more: why, and how many there were.
+fn tell(options: &ObserveOptions, stop: &Stop, trace: &Trace) -> io::Result<(Ending, usize)> {
     let begun = Instant::now();
     let mut stdout = io::stdout().lock();
     let mut steps = 0_usize;
@@ -48,24 +73,8 @@ pub(super) fn run(options: &ObserveOptions, stop: &Stop) -> io::Result<ExitCode>
         steps += 1;
         print(&mut stdout, &step, options.json)?;
     }
-    drop(trace);
     stdout.flush()?;
-    finish(options, started.take())?;
-    match ending {
-        Ending::OnlyRings => {
-            eprintln!(
-                "kapok: no connection was accepted by a system call, but the process enters io_uring, and \
-                 this kernel does not tell what is on its rings. Without --trace its operations are \
-                 counted."
-            );
-            Ok(ExitCode::FAILURE)
-        }
-        _ if steps == 0 => {
-            eprintln!("kapok: no connection was accepted");
-            Ok(ExitCode::FAILURE)
-        }
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    Ok((ending, steps))
 }
 
 fn print(out: &mut impl Write, step: &Step, json: bool) -> io::Result<()> {

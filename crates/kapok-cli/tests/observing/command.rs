@@ -383,6 +383,35 @@ fn one_connection_is_told_in_its_order() {
 }
 
 #[test]
+fn a_program_that_is_traced_ends_also_when_nobody_reads() {
+    let mut observe = Command::new(KAPOK)
+        .args(["observe", "--trace", "--end", "--json", "--", KAPOK, "serve"])
+        .args(["--addr", "127.0.0.1:0", "--model", "threads"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // What the program prints goes there.
+    let mut errors = BufReader::new(observe.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    let addr = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
+    let mut stream = std::net::TcpStream::connect(&addr).unwrap();
+    // As head(1) does: the first line, and no more.
+    let mut steps = BufReader::new(observe.stdout.take().unwrap());
+    steps.read_line(&mut line).unwrap();
+    drop(steps);
+    until("its end", || {
+        // Each message is a step, as long as it serves.
+        let _ = std::io::Write::write_all(&mut stream, MESSAGE);
+        thread::sleep(Duration::from_millis(20));
+        observe.try_wait().unwrap().is_some()
+    });
+    let refused = std::net::TcpStream::connect(&addr);
+    assert!(refused.is_err(), "it serves on");
+}
+
+#[test]
 fn a_server_on_a_ring_is_told_from_its_ring() {
     // Each message is received by the ring. Kapok's fibers ask for each, and send by a call; the loop by hand
     // asks once for all of a connection.
