@@ -177,7 +177,7 @@ fn list() -> io::Result<Vec<Socket>> {
                 states: StateFlags::all(),
                 socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
             };
-            dump(SockDiagMessage::InetRequest(request), |message| {
+            dump(SockDiagMessage::InetRequest(request), |message, _| {
                 if let SockDiagMessage::InetResponse(response) = message {
                     all.push(internet(name, &response));
                 }
@@ -190,16 +190,16 @@ fn list() -> io::Result<Vec<Socket>> {
         show_flags: unix::ShowFlags::all(),
         cookie: [0xff; 8],
     };
-    dump(SockDiagMessage::UnixRequest(request), |message| {
+    dump(SockDiagMessage::UnixRequest(request), |message, bytes| {
         if let SockDiagMessage::UnixResponse(response) = message {
-            all.push(local(&response));
+            all.push(local(&response, unread(bytes).unwrap_or(0).into()));
         }
     })?;
     Ok(all)
 }
 
-/// Asks the kernel and hands over its answers.
-fn dump(request: SockDiagMessage, mut each: impl FnMut(SockDiagMessage)) -> io::Result<()> {
+/// Asks the kernel and hands over its answers, each also as it came.
+fn dump(request: SockDiagMessage, mut each: impl FnMut(SockDiagMessage, &[u8])) -> io::Result<()> {
     let socket = netlink_sys::Socket::new(NETLINK_SOCK_DIAG)?;
     socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();
@@ -218,7 +218,10 @@ fn dump(request: SockDiagMessage, mut each: impl FnMut(SockDiagMessage)) -> io::
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
                 .map_err(|error| io::Error::other(format!("the kernel's list: {error}")))?;
             match message.payload {
-                NetlinkPayload::InnerMessage(message) => each(message),
+                NetlinkPayload::InnerMessage(inner) => {
+                    let bytes = rest.get(..message.header.length as usize);
+                    each(inner, bytes.unwrap_or(rest));
+                }
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
@@ -274,7 +277,7 @@ impl From<&MemInfo> for SocketMemory {
     }
 }
 
-fn local(response: &UnixResponse) -> Socket {
+fn local(response: &UnixResponse, sending: u64) -> Socket {
     Socket {
         protocol: "unix",
         state: state_name(response.header.state, "unix"),
@@ -285,8 +288,26 @@ fn local(response: &UnixResponse) -> Socket {
         retransmits: 0,
         bytes_received: 0,
         bytes_sent: 0,
-        memory: SocketMemory::default(),
+        memory: SocketMemory { sending, ..SocketMemory::default() },
         inode: response.header.inode,
+    }
+}
+
+/// What the kernel holds of a Unix socket's bytes that were written and not read, which is the writer's
+/// (`sk_wmem_alloc`): netlink-packet-sock-diag takes another number for it, which is always 0.
+fn unread(message: &[u8]) -> Option<u32> {
+    const HEADERS: usize = size_of::<libc::nlmsghdr>() + 16; // `struct unix_diag_msg`
+    const UNIX_DIAG_MEMINFO: u16 = 5;
+    const SK_MEMINFO_WMEM_ALLOC: usize = 2;
+    let mut attributes = message.get(HEADERS..)?;
+    loop {
+        let half = |at| Some(u16::from_ne_bytes(attributes.get(at..at + 2)?.try_into().ok()?));
+        let (length, kind) = (usize::from(half(0)?), half(2)?);
+        if kind == UNIX_DIAG_MEMINFO {
+            let word = attributes.get(4..length)?.get(4 * SK_MEMINFO_WMEM_ALLOC..)?.get(..4)?;
+            return Some(u32::from_ne_bytes(word.try_into().ok()?));
+        }
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }
 }
 
@@ -322,7 +343,7 @@ mod tests {
         let mut client = TcpStream::connect(addr).unwrap();
         let mut waiting = TcpStream::connect(addr).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        let pair = UnixStream::pair().unwrap();
+        let mut pair = UnixStream::pair().unwrap();
         let sockets = || Sockets::of(&[std::process::id()]).unwrap();
         let find = |sockets: &Sockets, local: SocketAddr, peer: Option<SocketAddr>| {
             let peer = peer.map(|peer| peer.to_string());
@@ -344,6 +365,13 @@ mod tests {
         server.read_exact(&mut [0; 1000]).unwrap();
         assert_eq!(find(&sockets(), addr, peer).receive_queue, 0);
         assert!(now.states()[&("unix", "ESTAB")] >= 2, "{:?}", now.states());
+        let local = || -> u64 {
+            let now = sockets();
+            let local = now.all.iter().filter(|socket| socket.protocol == "unix");
+            local.map(|socket| socket.memory.total()).sum()
+        };
+        pair.0.write_all(&[7; 100_000]).unwrap();
+        assert!(local() >= 100_000, "{}", local());
         waiting.write_all(b"x").unwrap();
         drop(pair);
     }
