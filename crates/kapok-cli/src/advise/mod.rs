@@ -204,7 +204,8 @@ fn print_figures(out: &mut impl Write, advice: &Advice) -> io::Result<()> {
         let versus = decision
             .and_then(|decision| decision.others.iter().find(|other| other.model == one.model));
         // Without a reply only memory is known.
-        let known = |text: String| if one.requests_per_second > 0.0 { text } else { "–".to_owned() };
+        let known =
+            |text: String| if one.requests_per_second > 0.0 { text } else { "–".to_owned() };
         let cells = [
             one.model.clone(),
             known(format!("{:.0}", one.requests_per_second)),

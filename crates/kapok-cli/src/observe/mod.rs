@@ -68,7 +68,9 @@ fn begin<T>(
         (Some(pid), _) => {
             let process = process_of(pid).unwrap_or(pid);
             if process != pid {
-                eprintln!("kapok: {pid} is a thread of process {process}, all of which is observed");
+                eprintln!(
+                    "kapok: {pid} is a thread of process {process}, all of which is observed"
+                );
             }
             Ok((None, watch(process)?))
         }

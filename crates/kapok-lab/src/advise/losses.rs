@@ -13,29 +13,30 @@ pub(super) fn losses(
     question: &Question,
     decision: &Decision,
     figures: &[Figures],
-    observed: &[Observed],
+    (first, second): (&[Observed], &[Observed]),
     crossings: &[Crossing],
 ) -> Vec<String> {
     let mut losses = Vec::new();
     let advised = &decision.model;
-    let ours = figures.iter().find(|one| one.model == *advised);
     for objective in Objective::ALL.into_iter().filter(|one| *one != question.objective) {
         // At a fixed rate they all have the same.
         if objective == Objective::Throughput && question.rate.is_some() {
             continue;
         }
-        let costs = figures.iter().filter_map(|one| Some((one, one.cost(objective)?)));
-        let best = costs.min_by(|a, b| a.1.total_cmp(&b.1));
-        let (Some((best, least)), Some(own)) = (best, ours.and_then(|ours| ours.cost(objective)))
-        else {
-            continue;
-        };
-        if own > least * (1.0 + MARGIN) {
+        let others = figures.iter().filter(|one| one.model != *advised);
+        let stands = others.filter_map(|one| {
+            let stands = |all| Stands::of(&one.model, advised, objective, all);
+            let early = || Some(Stands { when: " in the first rounds", ..stands(first)? });
+            stands(second).or_else(early)
+        });
+        let best = stands.min_by(|a, b| a.ratio.total_cmp(&b.ratio));
+        if let Some(best) = best.filter(|best| best.ratio * (1.0 + MARGIN) < 1.0) {
             losses.push(format!(
-                "for {objective}, {} does better: {} instead of {} ({})",
+                "for {objective}, {} does better{}: {} instead of {} ({})",
                 best.model,
-                cost(objective, least),
-                cost(objective, own),
+                best.when,
+                cost(objective, best.theirs),
+                cost(objective, best.own),
                 objective.cost()
             ));
         }
@@ -59,7 +60,7 @@ pub(super) fn losses(
             unsettled.join(", ")
         ));
     }
-    for one in observed.iter().filter(|one| one.model == *advised) {
+    for one in second.iter().filter(|one| one.model == *advised) {
         losses.extend(one.trouble.clone());
     }
     losses.extend(advised.parse().ok().map(nature).map(str::to_owned));
@@ -68,6 +69,31 @@ pub(super) fn losses(
             .to_owned(),
     );
     losses
+}
+
+/// How another model stands to the advised one, within the rounds that have both: what the machine did
+/// meanwhile is nobody's merit.
+struct Stands<'a> {
+    model: &'a str,
+    ratio: f64,
+    theirs: f64,
+    own: f64,
+    when: &'static str,
+}
+
+impl<'a> Stands<'a> {
+    fn of(
+        model: &'a str,
+        advised: &str,
+        objective: Objective,
+        observed: &[Observed],
+    ) -> Option<Stands<'a>> {
+        let find = |model: &str| observed.iter().find(|one| one.model == model);
+        let (them, us) = (find(model)?, find(advised)?);
+        let ratio = them.ratio(us, objective)?.estimate;
+        let (theirs, own) = (them.cost(objective)?, us.cost(objective)?);
+        Some(Stands { model, ratio, theirs, own, when: "" })
+    }
 }
 
 fn crossed(crossing: &Crossing, advised: &str) -> String {
@@ -113,5 +139,48 @@ fn nature(model: Model) -> &'static str {
         Model::Fiber | Model::FiberEpoll | Model::FiberPoll | Model::FiberSelect => {
             "a handler that computes for long holds up the others of its loop; files go to threads"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::advise::Sample;
+    use crate::advise::choice::decide;
+
+    fn model(model: Model, p99_us: f64) -> Observed {
+        let sample = |round| Sample {
+            round,
+            us_per_request: p99_us,
+            p99_us,
+            cpu_us: if model == Model::Epoll { 1.0 } else { 2.0 },
+            memory_bytes: None,
+        };
+        Observed { samples: (0..8).map(sample).collect(), ..Observed::none(model) }
+    }
+
+    #[test]
+    fn who_was_measured_while_the_machine_was_faster_does_not_do_better() {
+        let question = Question { objective: Objective::Cpu, ..Question::default() };
+        let said = |first: &[Observed], second: &[Observed]| {
+            let decision = decide(second, Objective::Cpu, Model::FiberUring).unwrap();
+            assert_eq!(decision.model, "epoll");
+            let figures = super::super::figures(first, second, Objective::Cpu);
+            losses(&question, &decision, &figures, (first, second), &[])
+                .into_iter()
+                .filter(|loss| loss.starts_with("for p99"))
+                .collect::<Vec<_>>()
+        };
+        // Half as fast in the second rounds: threads, which are in the first only, were behind there.
+        let first = [model(Model::Epoll, 100.0), model(Model::Threads, 120.0)];
+        let second = [model(Model::Epoll, 200.0), model(Model::Tokio, 210.0)];
+        assert_eq!(said(&first, &second), [""; 0]);
+        let first = [model(Model::Epoll, 100.0), model(Model::Threads, 50.0)];
+        let loss = &said(&first, &second)[0];
+        assert!(loss.contains("threads does better in the first rounds: 50"), "{loss}");
+        assert!(loss.contains("instead of 100"), "{loss}");
+        let second = [model(Model::Epoll, 200.0), model(Model::Threads, 100.0)];
+        let loss = &said(&first, &second)[0];
+        assert!(loss.contains("threads does better: 100"), "{loss}");
     }
 }

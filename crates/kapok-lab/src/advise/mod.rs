@@ -242,7 +242,7 @@ fn advise(
         }
     }
     let mut losses = decision.as_ref().map_or_else(Vec::new, |decision| {
-        losses::losses(question, decision, &figures, &second, &crossings)
+        losses::losses(question, decision, &figures, (&first, &second), &crossings)
     });
     if !untimely.is_empty() {
         losses.push(format!(
@@ -282,13 +282,9 @@ fn drop_failed(observed: &mut Vec<Observed>, excluded: &mut Vec<Excluded>, quest
         let rounds = rounds(one);
         let memory = one.cost(Objective::Memory);
         let reason = match (&one.trouble, question.memory_limit_bytes, memory) {
-            (None, ..) if rounds == 0 && most > 0 => {
-                "gave no reply in its rounds".to_owned()
-            }
+            (None, ..) if rounds == 0 && most > 0 => "gave no reply in its rounds".to_owned(),
             // What a server that was measured to the end has to say at its end is for the losses.
-            (Some(trouble), ..) if rounds * 2 < most || rounds == 0 => {
-                trouble.clone()
-            }
+            (Some(trouble), ..) if rounds * 2 < most || rounds == 0 => trouble.clone(),
             (_, Some(limit), Some(used)) if used > limit as f64 => format!(
                 "used {} with all connections open, and the limit is {}",
                 cost(Objective::Memory, used),
