@@ -46,6 +46,8 @@ pub(super) unsafe fn connect(
     }
     let descriptor = Descriptor::new(fd);
     let limit = time_out(fd, Side::Sending).and_then(|limit| Instant::now().checked_add(limit));
+    // Asked for before: once the time is over it is under way in any case.
+    let was_connecting = limit.is_some() && is_connecting(fd);
     // SAFETY: by the caller, and it fits.
     let operation = unsafe { connecting(fd, addr, addr_len) };
     let landed = match call.wait_with(&[descriptor], operation, limit) {
@@ -55,6 +57,8 @@ pub(super) unsafe fn connect(
         Err(Stopped::TimedOut) if unsafe { family(addr, addr_len) } == libc::AF_UNIX => {
             -libc::EAGAIN
         }
+        // By an earlier call, for which a readiness engine has waited before it made this one.
+        Err(Stopped::TimedOut) if was_connecting => return Err(Errno(libc::EALREADY)),
         Err(Stopped::TimedOut) => -libc::EINPROGRESS,
         Err(stopped) => return Err(stopped.errno()),
     };
