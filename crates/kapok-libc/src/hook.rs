@@ -26,21 +26,37 @@ const INACTIVE: u8 = 0;
 const ACTIVE: u8 = 1;
 /// As [`ACTIVE`], and calls that go past the fibers are counted too.
 const COUNTING: u8 = 2;
+/// As [`INACTIVE`], and [`COUNTING`] once they are activated.
+const TO_COUNT: u8 = 3;
 
 static STATE: AtomicU8 = AtomicU8::new(INACTIVE);
 
 pub(crate) fn activate() {
-    // Relaxed: what an active hook looks at is constant, or a thread's own.
-    let _ = STATE.compare_exchange(INACTIVE, ACTIVE, Ordering::Relaxed, Ordering::Relaxed);
+    change(|state| match state {
+        INACTIVE => ACTIVE,
+        TO_COUNT => COUNTING,
+        active => active,
+    });
 }
 
 pub(crate) fn count_bypasses() {
-    STATE.store(COUNTING, Ordering::Relaxed);
+    change(|state| if works(state) { COUNTING } else { TO_COUNT });
+}
+
+fn change(to: impl Fn(u8) -> u8) {
+    // Relaxed: what an active hook looks at is constant, or a thread's own. `Err` is impossible: the
+    // closure always answers.
+    let _ = STATE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| Some(to(state)));
+}
+
+/// Whether hooks work in this state.
+const fn works(state: u8) -> bool {
+    matches!(state, ACTIVE | COUNTING)
 }
 
 #[inline]
 pub(crate) fn is_active() -> bool {
-    STATE.load(Ordering::Relaxed) != INACTIVE
+    works(STATE.load(Ordering::Relaxed))
 }
 
 /// A hooked function: its name, its address, the real one, and what came of the calls.

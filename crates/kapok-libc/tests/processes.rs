@@ -2,13 +2,14 @@
 
 #![cfg(target_os = "linux")]
 
+mod engines;
+
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kapok::{Kind, Runtime};
 
 unsafe extern "C" {
     fn vfork() -> libc::pid_t;
@@ -21,8 +22,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn on_fibers(main: impl Fn() + Clone + 'static) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     kapok_libc::install();
-    for kind in [Kind::Uring, Kind::Epoll] {
-        let Ok(runtime) = Runtime::builder().engine(kind).build() else { continue };
+    for (kind, builder) in engines::there() {
+        let runtime = builder.build().unwrap();
         let main = main.clone();
         runtime.run(move || {
             let ticks = Arc::new(AtomicUsize::new(0));

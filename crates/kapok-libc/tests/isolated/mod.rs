@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kapok::{Kind, Runtime};
+#[path = "../engines/mod.rs"]
+mod engines;
 
 pub(crate) const VARIABLE: &str = "KAPOK_ISOLATED_TEST";
 
@@ -34,9 +35,8 @@ pub(crate) fn isolated(name: &str, main: impl Fn() + Clone + 'static) {
 }
 
 pub(crate) fn on_engines(main: impl Fn() + Clone + 'static) {
-    for kind in [Kind::Uring, Kind::Epoll] {
-        let Ok(runtime) = Runtime::builder().engine(kind).build() else { continue };
-        runtime.run(main.clone());
+    for (_, builder) in engines::there() {
+        builder.build().unwrap().run(main.clone());
     }
 }
 

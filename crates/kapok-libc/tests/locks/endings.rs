@@ -8,12 +8,12 @@ use std::time::Duration;
 use kapok::{Kind, Runtime};
 
 use crate::calls::{Condition, Mutex, condition, mutex, plain};
+use crate::engines;
 use crate::world::{PATIENCE, on_fibers, until};
 
 /// The engines there are.
 fn kinds() -> impl Iterator<Item = Kind> {
-    let is_there = |kind: &Kind| Runtime::builder().engine(*kind).build().is_ok();
-    [Kind::Uring, Kind::Epoll].into_iter().filter(is_there)
+    engines::there().into_iter().map(|(kind, _)| kind)
 }
 
 /// Runs `stuck` as a fiber that does not end, on a loop that closes without it.

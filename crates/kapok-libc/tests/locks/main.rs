@@ -16,6 +16,9 @@ mod differential;
 #[cfg(target_os = "linux")]
 mod endings;
 #[cfg(target_os = "linux")]
+#[path = "../engines/mod.rs"]
+mod engines;
+#[cfg(target_os = "linux")]
 mod mutexes;
 #[cfg(target_os = "linux")]
 mod others;
@@ -31,7 +34,7 @@ mod turns;
 mod world {
     use std::time::{Duration, Instant};
 
-    use kapok::{Kind, Runtime};
+    use crate::engines;
 
     /// Longer than anything takes that works.
     pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,21 +50,10 @@ mod world {
     /// Runs `main` as the main fiber of runtimes with so many threads, over the engines.
     pub(crate) fn on_fibers(threads: usize, main: impl Fn() + Send + Clone + 'static) {
         kapok_libc::install();
-        for kind in [Kind::Uring, Kind::Epoll] {
-            let runtime = Runtime::builder().threads(threads).engine(kind).build();
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                Err(error) if kind == Kind::Uring => {
-                    let required =
-                        std::env::var("KAPOK_REQUIRE_URING").is_ok_and(|value| value == "1");
-                    assert!(!required, "KAPOK_REQUIRE_URING=1: {error}");
-                    eprintln!("skipped on io_uring: {error}");
-                    continue;
-                }
-                Err(error) => panic!("{kind}: {error}"),
-            };
-            let main = main.clone();
-            runtime.run(main);
+        for (kind, builder) in engines::there() {
+            let lost = engines::lost_edges();
+            builder.threads(threads).build().unwrap().run(main.clone());
+            assert_eq!(engines::lost_edges(), lost, "{kind}: edges were lost");
         }
     }
 
