@@ -19,8 +19,11 @@ pub(crate) fn run(limit: Duration, main: impl FnOnce() + 'static) {
             std::process::abort();
         }
     });
+    let lost = || kapok::metrics().total.engine.lost_edges;
+    let before = lost();
     kapok::Runtime::builder().threads(1).build().unwrap().run(main);
     drop(alive);
+    assert_eq!(lost(), before, "edges were lost");
 }
 
 pub(crate) fn errno() -> i32 {
