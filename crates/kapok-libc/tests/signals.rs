@@ -115,6 +115,10 @@ fn signals_are_taken_by_the_fiber_that_waits_for_them() {
     });
 }
 
+unsafe extern "C" {
+    fn __sigsuspend(blocked: *const libc::sigset_t) -> c_int;
+}
+
 #[test]
 fn a_handler_ends_pause_and_sigsuspend() {
     isolated("a_handler_ends_pause_and_sigsuspend", || {
@@ -138,6 +142,16 @@ fn a_handler_ends_pause_and_sigsuspend() {
             assert_eq!(errno(), libc::EINTR);
             assert_eq!(HANDLED.load(Ordering::SeqCst), 2);
             assert!(is_blocked(libc::SIGUSR1));
+            // And by the C library's own name, beside a fiber that shows that the thread is not blocked.
+            let sender = send(libc::SIGUSR1, SOON);
+            let beside = kapok::spawn_local(|| kapok::sleep(Duration::from_millis(1)).is_ok());
+            // SAFETY: a local.
+            assert_eq!(unsafe { __sigsuspend(&raw const none) }, -1);
+            assert_eq!(errno(), libc::EINTR);
+            assert_eq!(HANDLED.load(Ordering::SeqCst), 3);
+            assert!(is_blocked(libc::SIGUSR1) && beside.is_finished());
+            assert!(beside.join().unwrap());
+            sender.join().unwrap();
             change(libc::SIG_UNBLOCK, &[libc::SIGUSR1]);
         }
     });

@@ -13,7 +13,7 @@ use libc::timespec;
 use crate::world::{Outcome, outcome};
 
 /// How many there are.
-pub(crate) const SCENES: u8 = 16;
+pub(crate) const SCENES: u8 = 17;
 
 pub(crate) fn play(scene: u8, way: u8) -> Outcome {
     match scene % SCENES {
@@ -31,6 +31,7 @@ pub(crate) fn play(scene: u8, way: u8) -> Outcome {
         12 => condition(way),
         13 => crate::resolver::ask(way),
         14 => files::refused(way),
+        15 => who_runs(way),
         _ => others(way),
     }
 }
@@ -132,6 +133,13 @@ fn signals(way: u8) -> Outcome {
     let now = timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: locals; the signal is taken before it is let through.
     unsafe {
+        unsafe extern "C" {
+            fn __sigaction(
+                signal: c_int,
+                new: *const libc::sigaction,
+                old: *mut libc::sigaction,
+            ) -> c_int;
+        }
         let mut before = zeroed();
         libc::pthread_sigmask(libc::SIG_BLOCK, set, &raw mut before);
         told.call(|| i64::from(libc::sigtimedwait(set, null_mut(), &raw const now)));
@@ -148,11 +156,61 @@ fn signals(way: u8) -> Outcome {
         told.call(|| i64::from(libc::sigtimedwait(set, null_mut(), &raw const now)));
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, null_mut());
         let mut action: libc::sigaction = zeroed();
-        told.call(|| i64::from(libc::sigaction(libc::SIGUSR2, null(), &raw mut action)));
+        let ask = if way.is_multiple_of(2) { libc::sigaction } else { __sigaction };
+        told.call(|| i64::from(ask(libc::SIGUSR2, null(), &raw mut action)));
+        told.call(|| i64::from(ask(9999, null(), &raw mut action)));
         told.0.details.push(action.sa_sigaction as i64);
         told.call(|| libc::signal(libc::SIGUSR2, libc::SIG_IGN) as i64);
         told.call(|| libc::signal(libc::SIGUSR2, libc::SIG_DFL) as i64);
         told.call(|| libc::signal(9999, libc::SIG_DFL) as i64);
+    }
+    told.0
+}
+
+/// What a thread is, and that it gives way. What is set is what was there.
+fn who_runs(way: u8) -> Outcome {
+    unsafe extern "C" {
+        fn __sched_yield() -> c_int;
+        fn thrd_yield();
+        fn thrd_current() -> libc::pthread_t;
+    }
+    let mut told = Told::default();
+    // SAFETY: the thread that runs, and locals of the sizes that are told.
+    unsafe {
+        let me = libc::pthread_self();
+        told.call(|| i64::from(me == libc::pthread_self()) + i64::from(me == thrd_current()));
+        match way % 4 {
+            0 => {
+                told.call(|| i64::from(libc::sched_yield()));
+                told.call(|| i64::from(__sched_yield()));
+                thrd_yield();
+            }
+            1 => {
+                let mut name: [c_char; 16] = [0; 16];
+                let at = name.as_mut_ptr();
+                told.call(|| i64::from(libc::pthread_getname_np(me, at, 3)));
+                told.call(|| i64::from(libc::pthread_getname_np(me, at, 16)));
+                told.call(|| i64::from(libc::pthread_setname_np(me, at)));
+                let long = c"sixteen letters.".as_ptr();
+                told.call(|| i64::from(libc::pthread_setname_np(me, long)));
+            }
+            2 => {
+                let (mut policy, mut param): (c_int, libc::sched_param) = (77, zeroed());
+                let (to, at) = (&raw mut policy, &raw mut param);
+                told.call(|| i64::from(libc::pthread_getschedparam(me, to, at)));
+                told.call(|| i64::from(libc::pthread_setschedparam(me, policy, at)));
+                told.call(|| i64::from(libc::pthread_setschedparam(me, 99, at)));
+                told.0.details.extend([policy, param.sched_priority].map(i64::from));
+            }
+            _ => {
+                let mut set: libc::cpu_set_t = zeroed();
+                let (len, at) = (size_of_val(&set), &raw mut set);
+                told.call(|| i64::from(libc::pthread_getaffinity_np(me, len, at)));
+                told.call(|| i64::from(libc::pthread_setaffinity_np(me, len, at)));
+                told.call(|| i64::from(libc::pthread_getaffinity_np(me, 1, at)));
+                told.0.details.push(i64::from(libc::CPU_COUNT(&set)));
+            }
+        }
     }
     told.0
 }
@@ -242,6 +300,7 @@ fn values(way: u8) -> Outcome {
         fn tss_create(key: *mut libc::pthread_key_t, destructor: *const c_void) -> c_int;
         fn tss_set(key: libc::pthread_key_t, value: *mut c_void) -> c_int;
         fn tss_get(key: libc::pthread_key_t) -> *mut c_void;
+        fn tss_delete(key: libc::pthread_key_t);
     }
     let mut told = Told::default();
     let mut key = 0;
@@ -257,6 +316,8 @@ fn values(way: u8) -> Outcome {
             told.call(|| i64::from(tss_create(&raw mut key, null())));
             told.call(|| i64::from(tss_set(key, value)));
             told.call(|| tss_get(key).addr() as i64);
+            tss_delete(key);
+            told.call(|| i64::from(tss_set(key, value)));
         }
         told.call(|| i64::from(libc::pthread_key_delete(key)));
         told.call(|| i64::from(libc::pthread_key_delete(key)));
@@ -409,11 +470,14 @@ fn others(way: u8) -> Outcome {
                 let mut semaphore = zeroed();
                 let at = &raw mut semaphore;
                 assert_eq!(libc::sem_init(at, 0, 3), 0);
+                told.call(|| i64::from(libc::sem_trywait(at)));
+                told.call(|| i64::from(libc::sem_post(at)));
                 told.call(|| i64::from(libc::sem_wait(at)));
                 told.call(|| i64::from(libc::sem_timedwait(at, past)));
                 told.call(|| i64::from(sem_clockwait(at, libc::CLOCK_MONOTONIC, past)));
                 told.call(|| i64::from(libc::sem_timedwait(at, past)));
                 told.call(|| i64::from(sem_clockwait(at, 99, past)));
+                told.call(|| i64::from(libc::sem_trywait(at)));
                 libc::sem_destroy(at);
             }
             2 => {
