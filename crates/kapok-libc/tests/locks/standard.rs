@@ -418,8 +418,11 @@ fn locks_are_held_over_reads_that_block() {
             let mutex = Arc::new(Mutex::new(0_usize));
             let table = Arc::new(RwLock::new((0_usize, 0_usize)));
             let turn = Arc::new((Mutex::new(0_usize), Condvar::new()));
+            let cells: Vec<OnceLock<usize>> = (0..each).map(|_| OnceLock::new()).collect();
+            let made = Arc::new(AtomicUsize::new(0));
             let (counted, pairs, turns) =
                 (Arc::clone(&mutex), Arc::clone(&table), Arc::clone(&turn));
+            let makes = Arc::clone(&made);
             together(PARTIES - 2, 2, move |index| {
                 let echo = Echo::new();
                 for round in 0..each {
@@ -436,8 +439,16 @@ fn locks_are_held_over_reads_that_block() {
                         pair.1 += 1;
                     } else {
                         let pair = pairs.read().unwrap();
-                        assert_eq!(pair.0, pair.1);
+                        let seen = *pair;
+                        echo.ask();
+                        assert_eq!((pair.0, *pair), (pair.1, seen));
                     }
+                    let value = cells[round].get_or_init(|| {
+                        echo.ask();
+                        makes.fetch_add(1, Ordering::SeqCst);
+                        round
+                    });
+                    assert_eq!(*value, round);
                     let mut now = turns.0.lock().unwrap();
                     while *now != round * PARTIES + index {
                         now = turns.1.wait(now).unwrap();
@@ -451,10 +462,49 @@ fn locks_are_held_over_reads_that_block() {
             });
             assert_eq!(*mutex.lock().unwrap(), each * PARTIES);
             assert_eq!(*turn.0.lock().unwrap(), each * PARTIES);
+            assert_eq!(made.load(Ordering::SeqCst), each);
             let pair = *table.read().unwrap();
             assert_eq!(pair.0, pair.1);
             // Bare threads would pass as well.
             assert!(suspended("read") + suspended("recv") > before);
+        });
+    }
+}
+
+/// The usual queue of a pool of workers, fed by a plain thread: who receives holds the mutex, also while
+/// nothing comes, and here for a read that blocks besides.
+#[test]
+fn a_receiver_behind_a_mutex_is_held_over_reads_that_block() {
+    const PARTIES: usize = 6;
+    let total = rounds(600);
+    for threads in [1, 2] {
+        on_fibers(threads, move || {
+            let (sender, receiver) = mpsc::channel::<usize>();
+            let receiver = Arc::new(Mutex::new(receiver));
+            let (count, sum) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let feeder = thread::spawn(move || {
+                for value in 0..total {
+                    if value.is_multiple_of(50) {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    sender.send(value).unwrap();
+                }
+            });
+            let (counts, sums) = (Arc::clone(&count), Arc::clone(&sum));
+            together(PARTIES - 2, 2, move |_| {
+                let echo = Echo::new();
+                loop {
+                    let queue = receiver.lock().unwrap();
+                    let Ok(value) = queue.recv() else { return };
+                    echo.ask();
+                    drop(queue);
+                    counts.fetch_add(1, Ordering::SeqCst);
+                    sums.fetch_add(value, Ordering::SeqCst);
+                }
+            });
+            feeder.join().unwrap();
+            let got = (count.load(Ordering::SeqCst), sum.load(Ordering::SeqCst));
+            assert_eq!(got, (total, total * (total - 1) / 2));
         });
     }
 }
