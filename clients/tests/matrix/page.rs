@@ -66,6 +66,11 @@ Programs and libraries that were written for threads, tested on fibers before re
 a test of that name, which fails if it is not so: `cargo test --test matrix` in `clients/`, which writes
 this page too, with `KAPOK_WRITE_CLIENTS=1`. The servers are Debian's, on the loopback interface.
 
+One thing of std is not to be had for clients of fibers: who waits in `std::sync::mpsc`'s `recv` does not hear
+of a send by another fiber of the same thread. Of other threads' sends it does, and `recv_timeout` finds what
+has come once its time is over: see \"Channels of std within a thread\" in
+[locks](design/interposed-locks.md).
+
 ## Linked
 
 A program calls `kapok_libc::install()` and uses the client as it is, on fibers of one thread.
