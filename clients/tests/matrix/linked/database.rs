@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long the queries are that do not end by themselves, and how soon they have to be over.
 const ENDLESS_SECONDS: f64 = 90.0;
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(5);
 
 /// A client's connection, as simply as the client allows.
 pub(super) trait Connection: Sized + 'static {

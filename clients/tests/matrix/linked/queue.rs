@@ -8,7 +8,7 @@ use crate::place::Place;
 use crate::ticker::beside_a_ticker;
 
 /// How soon a wait of 90 seconds has to be over.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(5);
 
 /// A client's connection, as simply as the client allows.
 pub(super) trait Connection: Sized + 'static {

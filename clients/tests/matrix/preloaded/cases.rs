@@ -185,6 +185,20 @@ fn words(text: &str) -> String {
     lines.map(|line| line.replace(figures, "").trim().to_owned() + "\n").collect()
 }
 
+/// What pgbench(1) says, with the figures that are no times: clients, threads, transactions, failures.
+fn transactions(text: &str) -> String {
+    const FIGURES: [&str; 6] = [
+        "scaling factor",
+        "number of clients",
+        "number of threads",
+        "number of transactions per client",
+        "number of transactions actually processed",
+        "number of failed transactions",
+    ];
+    let counted = |line: &&str| FIGURES.iter().any(|figure| line.starts_with(figure));
+    words(text) + &text.lines().filter(counted).fold(String::new(), |all, line| all + line + "\n")
+}
+
 fn step(arguments: &[&str], input: &str, waits: bool, same: fn(&str) -> String) -> Step {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Step { arguments, input: input.to_owned(), waits, same }
@@ -231,7 +245,7 @@ fn psql(place: &Place) -> Vec<Step> {
 fn pgbench(place: &Place) -> Vec<Step> {
     let port = place.port.to_string();
     let server = ["-h", "127.0.0.1", "-p", &port, "-U", "kapok", "postgres"];
-    let with = |more: &[&str]| step(&[more, &server[..]].concat(), "", true, words);
+    let with = |more: &[&str]| step(&[more, &server[..]].concat(), "", true, transactions);
     vec![
         with(&["--initialize", "--quiet", "--init-steps=dtgvp"]),
         with(&["--client=8", "--jobs=4", "--transactions=25", "--no-vacuum"]),

@@ -165,7 +165,7 @@ pub(super) fn python(case: &Case, _: &Place) -> Result<Completion, Failed> {
         loop {
             let ((bare, _), (gap, took)) = (run(&[])?, run(way)?);
             // One after the other they would take two hundred seconds.
-            if gap < (3.0 * bare).max(0.02) && took < 30.0 && took >= SECONDS as f64 * 0.9 {
+            if gap < (3.0 * bare).max(0.02) && took < 20.0 && took >= SECONDS as f64 * 0.9 {
                 break;
             }
             tries += 1;
