@@ -131,8 +131,9 @@ fn a_shutdown_wakes_those_who_wait_for_the_socket() {
             let [one, _other] = pair();
             let fd = one.as_raw_fd();
             // SAFETY: room that is there.
-            let receiver =
-                begin(move || told(unsafe { libc::recv(fd, [0_u8; 4].as_mut_ptr().cast(), 4, 0) } as i64));
+            let receiver = begin(move || {
+                told(unsafe { libc::recv(fd, [0_u8; 4].as_mut_ptr().cast(), 4, 0) } as i64)
+            });
             down(fd, libc::SHUT_RD);
             assert_eq!(receiver.join().unwrap(), (0, 0), "TCP: {of_tcp}");
 
@@ -252,8 +253,7 @@ fn a_connect_ends_at_its_sockets_time_limit() {
         let socket = unconnected(libc::AF_UNIX);
         limit_sends(socket.as_raw_fd(), A_WHILE * 2);
         let begun = Instant::now();
-        let connecting =
-            begin(move || connect_to(socket.as_raw_fd(), listener.as_raw_fd()));
+        let connecting = begin(move || connect_to(socket.as_raw_fd(), listener.as_raw_fd()));
         assert_eq!(connecting.join().unwrap(), (-1, libc::EAGAIN));
         assert!(begun.elapsed() >= A_WHILE * 2, "{:?}", begun.elapsed());
         std::fs::remove_file(path).unwrap();
@@ -476,7 +476,8 @@ fn select_tells_what_was_left_of_its_time_when_something_came() {
         other.write_all(b"x").unwrap();
         let (counts, limit, left, exact) = selecting.join().unwrap();
         assert_eq!((counts, exact), ((1, 1), 50));
-        let of = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+        let of =
+            |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
         let passed = of(limit) - of(left);
         assert!(passed >= A_WHILE * 3 && passed < Duration::from_secs(40), "{passed:?}");
     });

@@ -54,7 +54,8 @@ fn a_handler_leaves_a_receive_of_all_what_has_come() {
                 other.write_all(b"more").unwrap();
                 let mut bytes = [0_u8; 4];
                 // SAFETY: as above.
-                let count = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), 4, libc::MSG_WAITALL) };
+                let count =
+                    unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), 4, libc::MSG_WAITALL) };
                 assert_eq!((count, &bytes), (4, b"more"), "{kind}");
             }
         }

@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-
 unsafe extern "C" {
     fn vfork() -> libc::pid_t;
 }

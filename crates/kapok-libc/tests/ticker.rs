@@ -605,9 +605,8 @@ fn locks() {
         let there = Arc::clone(&both);
         type Both = (libc::pthread_cond_t, libc::pthread_mutex_t);
         // SAFETY: as above; places, of which nothing is read.
-        let at = |both: &Zeroed<Both>| unsafe {
-            (&raw mut (*both.at()).0, &raw mut (*both.at()).1)
-        };
+        let at =
+            |both: &Zeroed<Both>| unsafe { (&raw mut (*both.at()).0, &raw mut (*both.at()).1) };
         later(move || {
             let (condition, mutex) = at(&there);
             // SAFETY: as above.

@@ -188,6 +188,20 @@ fn outcome(
     }
 }
 
+/// Whether a TCP socket is being connected already. Of others nobody can ask.
+fn is_connecting(fd: RawFd) -> bool {
+    const SYN_SENT: u8 = 2;
+    const SYN_RECV: u8 = 3;
+    // Of `struct tcp_info`, as much as is asked for; the state comes first.
+    let mut state = [0_u8; 8];
+    let mut len = state.len() as socklen_t;
+    let (tcp, info) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: writes to locals of the sizes that are told.
+    let asked =
+        unsafe { kernel!(libc::SYS_getsockopt, fd, tcp, info, state.as_mut_ptr(), &raw mut len) };
+    asked.is_ok() && [SYN_SENT, SYN_RECV].contains(&state[0])
+}
+
 /// The error that an operation has landed with. One that a dead ring has kept is an error of the device.
 fn refused(landed: i32) -> Errno {
     Errno(landed.checked_neg().unwrap_or(libc::EIO))

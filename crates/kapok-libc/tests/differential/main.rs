@@ -300,9 +300,9 @@ fn what_no_sequence_calls_is_written_down() {
     for (name, test) in ELSEWHERE {
         assert!(kapok_libc::hooks().any(|hook| hook.name() == *name), "no hook is called {name}");
         let plain = name.trim_start_matches('_');
-        let row = page.lines().find(|line| {
-            line.starts_with('|') && line.ends_with(&format!("| `{test}` |"))
-        });
+        let row = page
+            .lines()
+            .find(|line| line.starts_with('|') && line.ends_with(&format!("| `{test}` |")));
         assert!(
             row.is_some_and(|row| row.contains(&format!("`{plain}`"))),
             "{plain} is not in the page's row of the test {test}"
