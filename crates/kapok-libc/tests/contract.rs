@@ -130,8 +130,8 @@ fn a_shutdown_wakes_those_who_wait_for_the_socket() {
             };
             let [one, _other] = pair();
             let fd = one.as_raw_fd();
-            // SAFETY: room that is there.
             let receiver = begin(move || {
+                // SAFETY: bytes, or room, of the length that is told.
                 told(unsafe { libc::recv(fd, [0_u8; 4].as_mut_ptr().cast(), 4, 0) } as i64)
             });
             down(fd, libc::SHUT_RD);
@@ -157,8 +157,8 @@ fn a_shutdown_wakes_those_who_wait_for_the_socket() {
             let fd = one.as_raw_fd();
             let sender = begin(move || {
                 let bytes = vec![0_u8; 16 << 20];
-                // SAFETY: bytes that are there.
                 let send = || {
+                    // SAFETY: bytes, or room, of the length that is told.
                     told(unsafe {
                         let at = bytes.as_ptr().cast();
                         libc::send(fd, at, bytes.len(), libc::MSG_NOSIGNAL) as i64

@@ -425,7 +425,7 @@ fn locks_are_held_over_reads_that_block() {
             let makes = Arc::clone(&made);
             together(PARTIES - 2, 2, move |index| {
                 let echo = Echo::new();
-                for round in 0..each {
+                for (round, cell) in cells.iter().enumerate() {
                     {
                         let mut count = counted.lock().unwrap();
                         let seen = *count;
@@ -443,7 +443,7 @@ fn locks_are_held_over_reads_that_block() {
                         echo.ask();
                         assert_eq!((pair.0, *pair), (pair.1, seen));
                     }
-                    let value = cells[round].get_or_init(|| {
+                    let value = cell.get_or_init(|| {
                         echo.ask();
                         makes.fetch_add(1, Ordering::SeqCst);
                         round
