@@ -62,11 +62,13 @@ fn a_handler_leaves_a_receive_of_all_what_has_come() {
     });
 }
 
+type Sends = fn(RawFd, &[u8]) -> isize;
+
 #[test]
 fn a_handler_leaves_a_send_what_has_gone() {
     const LEN: usize = 16 << 20;
     isolated("a_handler_leaves_a_send_what_has_gone", || {
-        let sends: [(&str, fn(RawFd, &[u8]) -> isize); 2] = [
+        let sends: [(&str, Sends); 2] = [
             // SAFETY: bytes that are there.
             ("send", |fd, bytes| unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0) }),
             // SAFETY: as above.
