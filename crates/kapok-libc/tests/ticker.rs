@@ -1,5 +1,7 @@
 //! A fiber that ticks every millisecond beside each call that blocks, on one thread: it goes on.
 
+#![allow(clippy::type_complexity, reason = "tables of calls are written where they are called")]
+
 use std::cell::UnsafeCell;
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_int, c_void};
