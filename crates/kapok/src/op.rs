@@ -71,7 +71,7 @@ pub(crate) fn send(fd: RawFd, buf: &[u8], flags: i32) -> io::Result<i32> {
         let res = sys::send_now(fd, buf, flags);
         if res != -libc::EAGAIN {
             lp.count_at_once();
-            if !lp.may_go_on() {
+            if !lp.may_go_on_after(res) {
                 lp.yield_now(fiber);
             }
             return landed(res);
@@ -107,7 +107,7 @@ pub(crate) fn recv(fd: RawFd, buf: &mut [u8], left: &AtomicBool) -> io::Result<i
         }
         if res != -libc::EAGAIN {
             lp.count_at_once();
-            if !lp.may_go_on() {
+            if !lp.may_go_on_after(res) {
                 lp.yield_now(fiber);
             }
             return landed(res);
@@ -197,7 +197,7 @@ unsafe fn run_on_fiber(lp: &Loop, fiber: NonNull<Fiber>, op: Op) -> io::Result<i
         // be unwound out of `suspend`.
         let res = match unsafe { lp.submit(Waiter::Fiber(fiber), op) } {
             Err(res) => {
-                if !lp.may_go_on() {
+                if !lp.may_go_on_after(res) {
                     lp.yield_now(fiber);
                 }
                 res

@@ -44,6 +44,9 @@ const ROUNDS_PER_TURN: usize = 4;
 /// How many operations a fiber may finish without waiting before it has to let others run.
 pub(super) const OPERATIONS_PER_RESUME: u32 = 128;
 
+/// Each 16 KiB that an operation moves are one more of them.
+const SHARE_SHIFT: u32 = 14;
+
 /// How many turns that do not wait may share one reading of the clock.
 const TURNS_PER_CLOCK: u64 = 16;
 
@@ -316,6 +319,16 @@ impl Loop {
         let lost = self.engine.borrow_mut().sweep().unwrap_or(0) as u64;
         self.counters().publish(self.engines_before.get(), self.engine.borrow().stats());
         lost
+    }
+
+    /// As [`may_go_on`](Loop::may_go_on), after an operation with this result: moving many bytes takes as
+    /// long as several small ones do.
+    #[inline]
+    pub(crate) fn may_go_on_after(&self, res: i32) -> bool {
+        let left = self.operations_left.get();
+        let share = 1 + (res.max(0) as u32 >> SHARE_SHIFT);
+        self.operations_left.set(left.saturating_sub(share));
+        left > 0
     }
 
     /// Counts an operation that was over at once. `false`: the fiber has had its share.
