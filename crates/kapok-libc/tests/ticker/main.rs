@@ -1,0 +1,163 @@
+//! A fiber that ticks every millisecond beside each call that blocks, on one thread: it goes on.
+
+#![allow(clippy::type_complexity, reason = "tables of calls are written where they are called")]
+
+mod events;
+mod transfers;
+
+use std::cell::UnsafeCell;
+use std::collections::BTreeSet;
+use std::ffi::{CString, c_int, c_void};
+use std::fs::File;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use events::{children, locks, names, readiness, signals, sleeps};
+use transfers::{disk, files, sockets};
+
+/// How long each call blocks at least.
+const BLOCKED: Duration = Duration::from_millis(60);
+
+/// The largest gap between two ticks of `sleep` while `until` is not set.
+fn largest_gap(sleep: impl Fn(), until: &AtomicBool) -> Duration {
+    let (mut last, mut largest) = (Instant::now(), Duration::ZERO);
+    while !until.load(Ordering::Acquire) {
+        sleep();
+        let now = Instant::now();
+        largest = largest.max(now - last);
+        last = now;
+    }
+    largest
+}
+
+/// Beside which the ticker stopped for too long, in this round.
+static LATE: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+
+/// How often everything is called: who blocks the thread does so each time, and a machine with much to do
+/// is late beside one call or the other.
+const ROUNDS: usize = 3;
+
+/// Calls `blocks` on a fiber with a ticker beside it, and notes it if the thread was blocked.
+fn beside_a_ticker(name: &'static str, blocks: impl FnOnce() + 'static) {
+    let tick = Duration::from_millis(1);
+    let over = Arc::new(AtomicBool::new(false));
+    // What a thread of its own gets on this machine, at this moment.
+    let seen = Arc::clone(&over);
+    let bare = std::thread::spawn(move || largest_gap(|| std::thread::sleep(tick), &seen));
+    let seen = Arc::clone(&over);
+    let ticker = kapok::spawn_local(move || largest_gap(|| kapok::sleep(tick).unwrap(), &seen));
+    kapok::yield_now();
+    let began = Instant::now();
+    let caller = kapok::spawn_local(blocks);
+    caller.join().unwrap();
+    let took = began.elapsed();
+    over.store(true, Ordering::Release);
+    let (gap, bare) = (ticker.join().unwrap(), bare.join().unwrap());
+    println!("{name}: blocked for {took:?}, largest gap {gap:?}, of a bare thread {bare:?}");
+    assert!(took >= BLOCKED, "{name} did not block: {took:?}");
+    let limit = Duration::from_millis(20).max(bare * 3);
+    if gap >= limit || gap >= BLOCKED.max(bare * 3) {
+        println!("{name}: too late");
+        LATE.lock().unwrap().insert(name);
+    }
+}
+
+/// Does `f` from another thread once the call has blocked for long enough.
+fn later(f: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(move || {
+        std::thread::sleep(BLOCKED + Duration::from_millis(10));
+        f();
+    });
+}
+
+fn pipe() -> [RawFd; 2] {
+    let mut fds = [0; 2];
+    // SAFETY: room for two.
+    assert_eq!(unsafe { libc::pipe(fds.as_mut_ptr()) }, 0);
+    fds
+}
+
+fn write_byte(fd: RawFd) {
+    // SAFETY: a byte that is there.
+    assert_eq!(unsafe { libc::write(fd, b"x".as_ptr().cast(), 1) }, 1);
+}
+
+/// The same of a call that has an end of its own, and waits for a disk or a helper: again and again.
+fn again_beside_a_ticker(name: &'static str, call: impl Fn() -> bool + 'static) {
+    beside_a_ticker(name, move || {
+        let begun = Instant::now();
+        while begun.elapsed() < BLOCKED + Duration::from_millis(10) {
+            assert!(call(), "{name}: {}", std::io::Error::last_os_error());
+        }
+    });
+}
+
+/// Of this process.
+fn path(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("kapok-ticker-{name}-{}", std::process::id()))
+}
+
+/// Runs `sends` on a socket that is full until its peer takes what there is.
+fn sending(name: &'static str, sends: impl Fn(RawFd) -> isize + 'static) {
+    let (one, other) = UnixStream::pair().unwrap();
+    later(move || {
+        std::io::copy(&mut (&other), &mut std::io::sink()).unwrap();
+    });
+    beside_a_ticker(name, move || assert!(sends(one.as_raw_fd()) > 0, "{name}"));
+}
+
+/// A header of a message with one part.
+fn message(part: &mut libc::iovec) -> libc::msghdr {
+    // SAFETY: integers and pointers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = part;
+    message.msg_iovlen = 1;
+    message
+}
+
+fn part(bytes: &mut [u8]) -> libc::iovec {
+    libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+}
+
+/// More than a socket has room for.
+fn much() -> Vec<u8> {
+    vec![0; 8 << 20]
+}
+
+/// Runs `waits` on a socket to which a byte comes later.
+fn receiving(name: &'static str, waits: impl Fn(RawFd) -> isize + 'static) {
+    let (one, other) = UnixStream::pair().unwrap();
+    later(move || write_byte(other.into_raw_fd()));
+    beside_a_ticker(name, move || assert_eq!(waits(one.as_raw_fd()), 1, "{name}"));
+}
+
+#[test]
+fn the_ticker_goes_on_beside_each_call() {
+    kapok_libc::install();
+    let mut late: Option<BTreeSet<&str>> = None;
+    for _ in 0..ROUNDS {
+        kapok::Runtime::builder().threads(1).build().unwrap().run(|| {
+            sockets();
+            readiness();
+            sleeps();
+            files();
+            disk();
+            children();
+            locks();
+            names();
+            signals();
+        });
+        let now = std::mem::take(&mut *LATE.lock().unwrap());
+        let always = late.map_or(now.clone(), |late| late.intersection(&now).copied().collect());
+        if always.is_empty() {
+            return;
+        }
+        late = Some(always);
+    }
+    panic!("the ticker stopped each time beside {late:?}");
+}
