@@ -330,7 +330,15 @@ fn full_connection() -> (TcpStream, TcpStream) {
     let (server, _) = listener.accept().unwrap();
     client.set_nonblocking(true).unwrap();
     let bytes = vec![7; 1 << 20];
-    while (&client).write(&bytes).is_ok() {}
+    // Until nothing has gone out for a while: the peer's window may grow, and on a busy machine late.
+    let mut tries_in_vain = 0;
+    while tries_in_vain < 5 {
+        let gone = (&client).write(&bytes).is_ok();
+        tries_in_vain = if gone { 0 } else { tries_in_vain + 1 };
+        if !gone {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
     client.set_nonblocking(false).unwrap();
     (client, server)
 }
