@@ -66,7 +66,7 @@ impl Loop {
             unsafe { one.fiber.abandon() };
         }
         // They own what the kernel, or a thread that blocks in a call, may write to at any time.
-        std::mem::forget(self.slots.borrow_mut().take_heirs());
+        self.slots.borrow_mut().forget_heirs();
         self.ready.borrow_mut().clear();
     }
 }

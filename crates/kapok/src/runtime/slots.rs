@@ -90,17 +90,13 @@ impl Slots {
         })
     }
 
-    /// Takes the heirs of operations that have not landed.
-    pub(super) fn take_heirs(&mut self) -> Vec<Box<dyn FnOnce(i32)>> {
-        let mut heirs = Vec::new();
+    /// Leaks the heirs of operations that have not landed, with what they own.
+    pub(super) fn forget_heirs(&mut self) {
         for slot in &mut self.slots {
-            if matches!(slot.waiter, Waiter::Orphan(_))
-                && let Waiter::Orphan(heir) = std::mem::replace(&mut slot.waiter, Waiter::Nobody)
-            {
-                heirs.push(heir);
+            if matches!(slot.waiter, Waiter::Orphan(_)) {
+                std::mem::forget(std::mem::replace(&mut slot.waiter, Waiter::Nobody));
             }
         }
-        heirs
     }
 
     /// Frees the slot of `key`, which is in use, and says who waited.
