@@ -82,7 +82,7 @@ enum Limit {
 enum AtAbandonment {
     /// It is leaked with its stack, as everything is: it may have lent what others use.
     Leak,
-    /// It is dropped: see [`retiring`].
+    /// It is dropped: see [`retiring`]. It is pinned in the frame of whoever waits, and owned by nothing else.
     Drop,
 }
 

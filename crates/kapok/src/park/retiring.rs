@@ -7,7 +7,7 @@
 //! For futures that own nothing but a place in a queue. They run no code of a user's when they are dropped,
 //! and nobody else has a part of them.
 
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::time::Instant;
 
 use super::{AtAbandonment, Limit, wait};
@@ -26,14 +26,14 @@ pub(crate) fn block_on_interruptible<F: Future>(future: F) -> Result<F::Output, 
     wait(pin!(future), Limit::Interrupts, AtAbandonment::Drop)
 }
 
-/// Waits until `deadline`, then tells the future that it is `late` and goes on without a limit. The future
-/// is pinned in the caller's frame, by [`pin!`], and in nothing else: it is dropped there if the fiber is
-/// left behind.
+/// Waits until `deadline`, then tells the future that it is `late` and goes on without a limit.
 pub(crate) fn block_on_until<F: Future>(
-    mut future: Pin<&mut F>,
+    future: F,
     deadline: Instant,
     late: impl FnOnce(),
 ) -> F::Output {
+    // Here, as above: whoever is left behind drops it where it is, and nobody else may own it.
+    let mut future = pin!(future);
     if let Ok(output) = wait(future.as_mut(), Limit::Deadline(deadline), AtAbandonment::Drop) {
         return output;
     }

@@ -90,7 +90,7 @@ impl Condvar {
         deadline: Instant,
     ) -> (MutexGuard<'a, T>, bool) {
         let late = AtomicBool::new(false);
-        let waiting = pin!(self.wait_while_not(&late, guard));
+        let waiting = self.wait_while_not(&late, guard);
         retiring::block_on_until(waiting, deadline, || late.store(true, Ordering::Relaxed))
     }
 
