@@ -224,6 +224,8 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
 
 #[test]
 fn the_five_steps_are_printed_as_they_are_taken() {
+    // A thread that looks more often finds work each time, and may wait for none of its first thousand
+    // steps.
     let output = kapok(&[
         "--op",
         "nop",
@@ -231,6 +233,8 @@ fn the_five_steps_are_printed_as_they_are_taken() {
         "thread",
         "--depth",
         "8",
+        "--spin",
+        "1",
         "--seconds",
         "0.2",
         "--trace",
