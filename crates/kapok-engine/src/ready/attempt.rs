@@ -66,13 +66,13 @@ pub(super) fn drains(_fd: RawFd) -> bool {
     false
 }
 
-/// Tries `op`, which was tried before if `progress` says so. `owned` descriptors are known to have
-/// `O_NONBLOCK` where it matters.
+/// Tries `op`, which was tried before if `progress` says so. Whether a descriptor has `O_NONBLOCK` is asked
+/// where it matters, also of owned ones: whoever shares the description may have taken it away.
 ///
 /// # Safety
 ///
 /// The memory named by `op` is valid as [`Engine::submit`](crate::Engine::submit) asks.
-pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attempt {
+pub(super) unsafe fn attempt(op: &Op, progress: &mut i32) -> Attempt {
     // SAFETY: the caller's promise, passed on, here and below.
     let tried = || unsafe { perform(op, false) };
     match *op {
@@ -93,7 +93,7 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
             let res = if *progress > 0 {
                 // SAFETY: as above.
                 unsafe { connect_outcome(fd, addr, addr_len) }
-            } else if !owned && !is_nonblocking(fd) {
+            } else if !is_nonblocking(fd) {
                 return Attempt::Thread(Carry::Blocking);
             } else {
                 tried()
@@ -108,7 +108,7 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
                 _ => Attempt::Done(res),
             }
         }
-        Op::Accept { fd, .. } if !owned && !is_nonblocking(fd) => when_ready(op, fd),
+        Op::Accept { fd, .. } if !is_nonblocking(fd) => when_ready(op, fd),
         Op::Read { fd, len, .. } | Op::Write { fd, len, .. } => {
             match tried() {
                 res if res == -libc::EAGAIN => match file_type(fd) {
@@ -148,15 +148,15 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32, owned: bool) -> Attemp
 /// # Safety
 ///
 /// That of [`attempt`].
-pub(super) unsafe fn attempt_announced(op: &Op, progress: &mut i32, owned: bool) -> Attempt {
+pub(super) unsafe fn attempt_announced(op: &Op, progress: &mut i32) -> Attempt {
     // SAFETY: the caller's promise, here and below.
-    let tried = unsafe { attempt(op, progress, owned) };
+    let tried = unsafe { attempt(op, progress) };
     if !matches!(tried, Attempt::Again) || !is_at_end(op) {
         return tried;
     }
     // What came before that is still to be had; after it nothing comes.
     // SAFETY: as above.
-    match unsafe { attempt(op, progress, owned) } {
+    match unsafe { attempt(op, progress) } {
         Attempt::Again => {
             // SAFETY: as above: the header is lent for writing.
             unsafe { describe_end(op) };

@@ -205,7 +205,7 @@ impl<S: Selector> Ready<S> {
             Err(res) => return Submitted::Done(res),
         };
         // SAFETY: the caller's promise.
-        let attempted = unsafe { attempt(&tried, &mut progress, epoch.is_owned()) };
+        let attempted = unsafe { attempt(&tried, &mut progress) };
         let buffer = self.keep_if_filled(buffer, &attempted);
         match attempted {
             Attempt::Done(res) => {
@@ -321,7 +321,6 @@ impl<S: Selector> Ready<S> {
     /// Attempts what is parked on one side of a descriptor, each once, in order.
     fn serve(&mut self, fd: RawFd, side: Side) {
         let Some(entry) = self.table.entry(fd) else { return };
-        let owned = entry.epoch.is_owned();
         let mut at = entry.head(side);
         let mut found_nothing = false;
         while at != NIL {
@@ -336,7 +335,7 @@ impl<S: Selector> Ready<S> {
                     let progress = &mut self.table.slot_mut(at).progress;
                     // SAFETY: the operation is parked, so its key has not landed, and its memory is
                     // lent (`Engine::submit`).
-                    let attempted = unsafe { attempt_announced(&tried, progress, owned) };
+                    let attempted = unsafe { attempt_announced(&tried, progress) };
                     let buffer = self.keep_if_filled(buffer, &attempted);
                     (attempted, tried, buffer)
                 }

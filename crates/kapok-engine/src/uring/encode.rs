@@ -192,8 +192,12 @@ pub(super) fn cancel_all(key: Key) -> Sqe {
 /// not, a write to such a pipe raises `SIGPIPE`, which Rust programs ignore unless told otherwise.
 fn quiet_write_flags() -> u32 {
     static FLAGS: OnceLock<u32> = OnceLock::new();
+    if let Some(flags) = FLAGS.get() {
+        return *flags;
+    }
+    // Without a descriptor to spare it is asked again next time.
+    let Ok((reader, writer)) = std::io::pipe() else { return 0 };
     *FLAGS.get_or_init(|| {
-        let Ok((reader, writer)) = std::io::pipe() else { return 0 };
         drop(reader);
         let byte = [0u8; 1];
         let part = libc::iovec { iov_base: byte.as_ptr().cast_mut().cast(), iov_len: 1 };

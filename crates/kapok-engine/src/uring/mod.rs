@@ -435,12 +435,13 @@ impl Engine for Uring {
 
     fn turn(&mut self, wait: Wait, out: &mut Completions) -> io::Result<()> {
         let before = out.len();
-        if self.bell_disarmed {
-            self.arm_bell();
-        }
         self.refill();
         self.take_landed(out);
         self.reap(out);
+        // Also by what was just reaped: nobody would hear the bell of a loop that sleeps.
+        if self.bell_disarmed {
+            self.arm_bell();
+        }
 
         // Asleep only if nothing has landed, and never with a ring unheard.
         let wanted = out.len() == before && wait != Wait::No && self.backlog.is_empty();

@@ -224,3 +224,19 @@ fn descriptors_that_move_between_loops_and_are_used_again_stay_apart() {
         home.join().unwrap();
     });
 }
+
+#[test]
+fn a_listener_that_another_makes_blocking_blocks_no_loop() {
+    run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // What std has is to wait as std's do, and shares the description.
+        drop(StdTcpListener::from(listener.try_clone().unwrap()));
+        let ended = kapok::timeout(SHORT, || listener.accept());
+        ended.expect_err("nobody has connected");
+        let address = listener.local_addr().unwrap();
+        let acceptor = kapok::spawn(move || listener.accept().map(|(_, peer)| peer));
+        kapok::yield_now();
+        let client = TcpStream::connect(address).unwrap();
+        assert_eq!(acceptor.join().unwrap().unwrap(), client.local_addr().unwrap());
+    });
+}
