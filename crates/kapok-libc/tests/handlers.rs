@@ -74,6 +74,46 @@ fn pause_ends_beside_a_fiber_that_reads() {
 }
 
 #[test]
+fn a_handler_on_another_fiber_ends_the_wait_of_the_main_one() {
+    isolated("a_handler_on_another_fiber_ends_the_wait_of_the_main_one", || {
+        for flags in [0, libc::SA_RESTART] {
+            register(libc::SIGUSR1, flags);
+            let other = kapok::spawn_local(|| {
+                kapok::sleep(Duration::from_millis(5)).unwrap();
+                // In its own code, so that the handler runs there and then.
+                // SAFETY: the calling thread.
+                unsafe {
+                    libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), libc::SIGUSR1)
+                };
+                HANDLED.load(Ordering::SeqCst)
+            });
+            // SAFETY: no conditions.
+            assert_eq!((unsafe { libc::pause() }, errno()), (-1, libc::EINTR));
+            assert_eq!(other.join().unwrap(), 1);
+        }
+    });
+}
+
+#[test]
+fn what_changes_all_threads_finds_them_all() {
+    isolated("what_changes_all_threads_finds_them_all", || {
+        register(libc::SIGUSR1, 0);
+        // From here on a thread listens for handlers.
+        kapok::sleep(Duration::from_millis(1)).unwrap();
+        let time = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        // SAFETY: a local; and the group that it is.
+        unsafe {
+            assert_eq!(libc::nanosleep(&raw const time, std::ptr::null_mut()), 0);
+            assert_eq!(libc::setgid(libc::getgid()), 0);
+        }
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names: Vec<String> =
+            tasks.map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap()).collect();
+        assert!(names.iter().any(|name| name.trim() == "kapok-signals"), "{names:?}");
+    });
+}
+
+#[test]
 fn who_lets_a_signal_gets_it_and_nobody_else() {
     isolated("who_lets_a_signal_gets_it_and_nobody_else", || {
         register(libc::SIGUSR1, 0);

@@ -109,10 +109,12 @@ fn way(signal: c_int, is_for_thread: bool, at: Interruption) -> Way {
         _ => None,
     };
     let waiting = if listener::listens() { waiters::first(signal, restarts(signal)) } else { None };
+    // It may be about to wait, and have looked for signals already.
+    let inside = inside.map(|fiber| Way::Later { fiber, waits: waiters::is_listed(fiber) });
     match (waiting, inside) {
-        (_, Some(fiber)) if is_for_thread => Way::Later { fiber, waits: false },
+        (_, Some(later)) if is_for_thread => later,
         (Some((fiber, true)), _) => Way::Later { fiber, waits: true },
-        (_, Some(fiber)) => Way::Later { fiber, waits: false },
+        (_, Some(later)) => later,
         (Some((fiber, false)), None) => Way::Later { fiber, waits: true },
         (None, None) => Way::Here { may_jump: false, tells_main: false },
     }

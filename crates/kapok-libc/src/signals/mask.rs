@@ -56,13 +56,17 @@ pub(crate) fn change(how: c_int, set: Option<Set>) -> Set {
     before
 }
 
-/// Blocks all signals of the thread, but those that it raises itself, until it is dropped: for the
-/// making of threads that handle none.
+/// Signals of the C library's own, which all its threads have to take: setuid(2) of one thread is that of
+/// all, and waits for each of them.
+pub(super) const RESERVED: Set = bit(32) | bit(33);
+
+/// Blocks all signals of the thread, but those that it raises itself and the C library's, until it is
+/// dropped: for the making of threads that handle none.
 pub(crate) struct Blocked(Set);
 
 impl Blocked {
     pub(crate) fn all() -> Blocked {
-        let spared = SYNCHRONOUS.iter().fold(0, |set, &signal| set | bit(signal));
+        let spared = SYNCHRONOUS.iter().fold(RESERVED, |set, &signal| set | bit(signal));
         Blocked(change(libc::SIG_BLOCK, Some(!spared)))
     }
 }

@@ -39,7 +39,7 @@ unsafe fn set(set: *const sigset_t) -> Set {
 /// pthread_sigmask(3) on a fiber: its error.
 unsafe fn change_mask(call: &Call, how: c_int, new: *const sigset_t, old: *mut sigset_t) -> c_int {
     /// The C library's own, which it keeps out of masks, and those that cannot be blocked.
-    const NEVER: Set = mask::bit(libc::SIGKILL) | mask::bit(libc::SIGSTOP) | 3 << 31;
+    const NEVER: Set = mask::bit(libc::SIGKILL) | mask::bit(libc::SIGSTOP) | mask::RESERVED;
     let before = mask::mine();
     if !new.is_null() {
         // SAFETY: by the caller.

@@ -79,9 +79,10 @@ impl Waiter {
         self.notice.compare_exchange(NONE, notice, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Whether the fiber has to be woken for a signal that is deferred.
+    /// Whether the fiber has to be woken, if it waits already: for a signal that is deferred, or for a
+    /// handler that has run on another fiber of its thread.
     pub(crate) fn is_struck(&self) -> bool {
-        self.notice.load(Ordering::Acquire) == IS_HERE
+        self.notice.load(Ordering::Acquire) != NONE
     }
 
     /// Whether the wait is to end.
