@@ -51,12 +51,19 @@ hooks! {
             unsafe { kernel!(libc::SYS_splice, from, from_at, out, out_at, len, flags) }
         };
         let can_be = are_open_for(from, out) && (is_pipe(from) || is_pipe(out));
+        let deaf = len > 0 && can_be && is_deaf(from);
         if flags & libc::SPLICE_F_NONBLOCK != 0 || len == 0 || !can_be {
-            let moved = call.offload(move || transfer(len, flags))?;
+            if deaf && !is_nonblocking(from)? {
+                wait_readable(call, from)?;
+            }
+            let moved = match deaf {
+                true => transfer(len, flags),
+                false => call.offload(move || transfer(len, flags))?,
+            };
             return told_of_peer(moved).map(|count| count as ssize_t);
         }
         let to_socket = is_pipe(from) && kind(out)? == Kind::Socket;
-        splice_all(call, from, out, len, to_socket, move |len| {
+        splice_all(call, from, out, len, (deaf, to_socket), move |len| {
             transfer(len, flags | libc::SPLICE_F_NONBLOCK)
         })
     }
@@ -106,14 +113,24 @@ hooks! {
     }
 }
 
-/// splice(2), by a `transfer` that does not wait for a pipe. Into a socket it goes on until all is sent that
-/// the pipe has.
+/// Whether splice(2) out of it waits for bytes whatever its flags say, as from a stream of the internet's:
+/// only `O_NONBLOCK` keeps it from that. It is asked where the fiber runs, if bytes are there, so that no
+/// helper waits for what another fiber has taken.
+fn is_deaf(from: RawFd) -> bool {
+    let of_internet = |domain| [Ok(libc::AF_INET), Ok(libc::AF_INET6)].contains(&domain);
+    option(from, libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
+        && of_internet(option(from, libc::SO_DOMAIN))
+        && option(from, libc::SO_ACCEPTCONN) != Ok(1)
+}
+
+/// splice(2), by a `transfer` that does not wait for a pipe, nor for what is not [deaf](is_deaf). Into a
+/// socket it goes on until all is sent that the pipe has.
 fn splice_all(
     call: &Call,
     from: RawFd,
     out: RawFd,
     len: size_t,
-    to_socket: bool,
+    (deaf, to_socket): (bool, bool),
     transfer: impl Fn(size_t) -> Result<usize, Errno> + Send + Sync,
 ) -> Result<ssize_t, Errno> {
     let mut done = 0;
@@ -125,7 +142,12 @@ fn splice_all(
         }
         let most = if to_socket { (len - done).min(ROOM) } else { len };
         let transfer = &transfer;
-        ready = match call.offload(move || transfer(most))? {
+        let moved = match deaf {
+            true if seen(from, libc::POLLIN) == 0 => Err(Errno(libc::EAGAIN)),
+            true => transfer(most),
+            false => call.offload(move || transfer(most))?,
+        };
+        ready = match moved {
             Ok(count) => {
                 done += count;
                 let more = to_socket && count > 0 && done < len && seen(from, libc::POLLIN) != 0;

@@ -15,7 +15,7 @@ use crate::closing;
 use crate::errno::Errno;
 use crate::hook::hooks;
 use crate::kernel::kernel;
-use crate::wait::Descriptor;
+use crate::wait::{self, Descriptor};
 
 hooks! {
     /// close(2).
@@ -27,7 +27,10 @@ hooks! {
         }
         |call| {
             if closing::takes_long(fd) {
-                return call.offload(move || kernel!(libc::SYS_close, fd))?.map(|_| 0);
+                let closed = call.offload(move || kernel!(libc::SYS_close, fd))?;
+                // Whoever has begun to wait meanwhile was told nothing: the number was open.
+                wait::look_again(fd);
+                return closed.map(|_| 0);
             }
             // By way of the engine, which may have operations that name the number.
             match call.inside.close(fd) {
@@ -46,6 +49,10 @@ hooks! {
             }
         }
         |call| {
+            // The table that it unshares is the calling thread's.
+            if flags as c_uint & libc::CLOSE_RANGE_UNSHARE != 0 {
+                return kernel!(libc::SYS_close_range, first, last, flags).map(|_| 0);
+            }
             call.offload(move || kernel!(libc::SYS_close_range, first, last, flags))?.map(|_| 0)
         }
 

@@ -401,6 +401,29 @@ fn splices_that_stall_leave_the_helpers_to_others() {
             assert_eq!(one.join().unwrap(), 1);
         }
         drop(server);
+        // From connections that say nothing: from two of them several at once.
+        let (quiet, into) = ([connected(), connected()], pipe());
+        let waiting: Vec<_> = (0..8)
+            .map(|index| {
+                let (from, out) = (quiet[index % 2].0.as_raw_fd(), into[1].as_raw_fd());
+                let flags = if index < 4 { libc::SPLICE_F_NONBLOCK } else { 0 };
+                // SAFETY: no memory.
+                begin(move || unsafe { libc::splice(from, null_mut(), out, null_mut(), 1, flags) })
+            })
+            .collect();
+        kapok::sleep(Duration::from_millis(20)).unwrap();
+        assert!(!std::fs::read("/proc/self/comm").unwrap().is_empty());
+        for (_, client) in &quiet {
+            (&*client).write_all(b"x").unwrap();
+        }
+        kapok::sleep(Duration::from_millis(20)).unwrap();
+        assert!(!std::fs::read("/proc/self/comm").unwrap().is_empty());
+        assert_eq!(waiting.iter().filter(|one| one.is_finished()).count(), 2);
+        for (_, client) in &quiet {
+            (&*client).write_all(b"yyy").unwrap();
+        }
+        let moved: isize = waiting.into_iter().map(|one| one.join().unwrap()).sum();
+        assert_eq!(moved, 8);
     });
 }
 

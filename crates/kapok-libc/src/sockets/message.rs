@@ -11,6 +11,7 @@ use crate::call::Call;
 use crate::errno::Errno;
 use crate::kernel::kernel;
 use crate::parts::{Rest, total};
+use crate::patience::seen;
 
 /// recvmsg(2).
 ///
@@ -175,6 +176,11 @@ pub(super) unsafe fn receive_many(
         let chunk = if end.is_some() { 1 } else { count - received };
         let next = messages.wrapping_add(received);
         let attempt = |_, flags: c_int| {
+            // What went wrong after datagrams have come is for the next call, and is told but once.
+            let seen = if received > 0 { seen(fd, libc::POLLIN) } else { 0 };
+            if seen & libc::POLLERR != 0 && seen & libc::POLLIN == 0 {
+                return Err(Errno(libc::ENOTRECOVERABLE));
+            }
             // SAFETY: by the caller: within the array.
             let count = unsafe { kernel!(libc::SYS_recvmmsg, fd, next, chunk, flags, 0) }?;
             Ok(Moved { count, complete: true })
@@ -230,11 +236,16 @@ pub(super) unsafe fn send_many(
         // SAFETY: by the caller: within the array.
         let res = unsafe {
             let message = messages.add(sent);
-            send(call, fd, &raw const (*message).msg_hdr, flags, 0)
-                .map(|len| (*message).msg_len = len as c_uint)
+            let header = &raw const (*message).msg_hdr;
+            send(call, fd, header, flags, 0).map(|len| {
+                (*message).msg_len = len as c_uint;
+                len >= total((*header).msg_iov, (*header).msg_iovlen)
+            })
         };
         match res {
-            Ok(()) => {}
+            Ok(true) => {}
+            // The next would stand in the middle of this one.
+            Ok(false) => return Ok(sent + 1),
             Err(_) if sent > 0 => return Ok(sent),
             Err(error) => return Err(error),
         }
