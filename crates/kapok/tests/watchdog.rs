@@ -138,6 +138,76 @@ fn a_handler_that_sleeps_is_named_with_its_call_and_its_backtrace() {
     assert!(text.contains("fiber \"sleepy\" (#") && text.contains("handler_that_sleeps"), "{text}");
 }
 
+/// How long the thread has waited for a processor, as the kernel counts it.
+#[cfg(target_os = "linux")]
+fn queued() -> Duration {
+    let counted = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = counted.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+/// Where the thread may run.
+#[cfg(target_os = "linux")]
+fn processors() -> libc::cpu_set_t {
+    // SAFETY: a set of processors, for which zero is a value, and which the call writes.
+    unsafe {
+        let mut may: libc::cpu_set_t = std::mem::zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of_val(&may), &raw mut may), 0);
+        may
+    }
+}
+
+/// Has the thread run on these processors, and `when_idle` only when nobody else would.
+#[cfg(target_os = "linux")]
+fn run_where(processors: &libc::cpu_set_t, when_idle: bool) {
+    let policy = if when_idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads a set of processors, and a parameter that is a local.
+    unsafe {
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(processors), processors), 0);
+        let set = libc::sched_setscheduler(0, policy, &raw const none);
+        // To go back takes a privilege.
+        assert!(set == 0 || !when_idle);
+    }
+}
+
+/// The sleep ends while somebody else has the processor.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_wait_for_a_processor_at_the_end_of_a_stall_does_not_count() {
+    let (begin, begun) = std::sync::mpsc::channel();
+    let all = processors();
+    // SAFETY: zero is a value of sets; the number is of a processor that is in one.
+    let one = unsafe {
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        let mut numbers = 0..libc::CPU_SETSIZE as usize;
+        libc::CPU_SET(numbers.find(|&number| libc::CPU_ISSET(number, &all)).unwrap(), &mut one);
+        one
+    };
+    let crowd = std::thread::spawn(move || {
+        run_where(&one, false);
+        while begun.recv().is_ok() {
+            std::thread::sleep(BLOCKED * 2);
+            compute(BLOCKED * 6);
+        }
+    });
+    // Without what it has waited for a processor.
+    let took = Rc::new(Cell::new(Duration::ZERO));
+    let of_handler = Rc::clone(&took);
+    let [_, over] = told_of("starved", move || {
+        // Only meanwhile: threads that it makes would be like it.
+        run_where(&one, true);
+        begin.send(()).unwrap();
+        let before = (Instant::now(), queued());
+        handler_that_sleeps();
+        let took = before.0.elapsed().saturating_sub(queued() - before.1);
+        of_handler.set(of_handler.get().max(took));
+        run_where(&all, false);
+    });
+    crowd.join().unwrap();
+    assert!(over.duration <= took.get() + LIMIT, "{over} {took:?}");
+}
+
 unsafe extern "C" {
     fn popen(command: *const libc::c_char, mode: *const libc::c_char) -> *mut libc::FILE;
     fn pclose(stream: *mut libc::FILE) -> libc::c_int;
