@@ -100,7 +100,7 @@ fn a_lock_goes_to_others_than_who_was_left_behind_in_its_queue() {
 fn a_notification_goes_to_others_than_who_was_left_behind() {
     let _watchdog = Watchdog::new();
     for limited in [false, true] {
-        let both = Arc::new((Mutex::new(()), Condvar::new()));
+        let both = Arc::new((Mutex::new(false), Condvar::new()));
         let theirs = Arc::clone(&both);
         leave_behind(move || {
             let guard = theirs.0.lock();
@@ -111,8 +111,13 @@ fn a_notification_goes_to_others_than_who_was_left_behind() {
             }
         });
         let theirs = Arc::clone(&both);
-        let done = starts(move || drop(theirs.1.wait(theirs.0.lock())));
-        drop(both.0.lock());
+        let done = starts(move || {
+            let mut waits = theirs.0.lock();
+            *waits = true;
+            drop(theirs.1.wait(waits));
+        });
+        // By then it is in the queue: it gives the lock back there.
+        wait_until(|| *both.0.lock());
         both.1.notify_one();
         done.recv_timeout(Duration::from_secs(10)).expect("it went to who is gone");
     }

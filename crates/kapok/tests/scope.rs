@@ -317,11 +317,14 @@ fn a_runtime_that_ends_waits_for_scopes_it_cancels() {
     let dropped = Arc::new(AtomicUsize::new(0));
     let of_run = Arc::clone(&dropped);
     run_on(2, move || {
+        let started = Arc::new(AtomicUsize::new(0));
+        let of_children = Arc::clone(&started);
         kapok::spawn(move || {
             let borrowed = String::from("on the stack of a fiber that is cancelled");
             kapok::scope(|scope| {
                 for _ in 0..10 {
                     scope.spawn(|| {
+                        of_children.fetch_add(1, Ordering::SeqCst);
                         let _ = kapok::sleep(HOUR);
                         kapok::yield_now();
                         of_run.fetch_add(borrowed.len().min(1), Ordering::SeqCst);
@@ -330,6 +333,8 @@ fn a_runtime_that_ends_waits_for_scopes_it_cancels() {
             });
         })
         .detach();
+        // Those that have not started by the end never run.
+        wait_until(|| started.load(Ordering::SeqCst) == 10);
         kapok::sleep(Duration::from_millis(10)).unwrap();
     });
     assert_eq!(dropped.load(Ordering::SeqCst), 10);

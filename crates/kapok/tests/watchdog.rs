@@ -3,8 +3,11 @@
 
 mod harness;
 
+use std::cell::{Cell, RefCell};
 use std::hint::black_box;
 use std::io::{Read, Write};
+use std::rc::Rc;
+use std::sync::atomic::AtomicPtr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -63,38 +66,66 @@ fn handler_that_computes() {
     black_box(());
 }
 
-/// Runs a fiber that blocks, until its stall was told twice, and gives both.
-fn told_of(name: &'static str, handler: fn()) -> [Stall; 2] {
+/// Blocks until something is told: on a busy machine a stall may pass before the watchdog gets a processor,
+/// and then there is another.
+fn block_until(is_told: impl Fn() -> bool, mut block: impl FnMut()) {
+    while !is_told() {
+        block();
+        let unseen = Instant::now() + GENEROUS;
+        wait_until(|| is_told() || Instant::now() >= unseen);
+    }
+}
+
+/// What was told of the fiber's stalls.
+fn stalls_of(told: &Told, id: u64) -> Vec<Stall> {
+    let told = told.lock().unwrap();
+    told.iter().filter(|stall| stall.fiber == Some(id)).cloned().collect()
+}
+
+/// Runs a fiber that blocks, until its stall was told twice, and gives both. On a busy machine the thread
+/// may not take the signal in time: then nobody is named, and another one blocks.
+fn told_of(name: &'static str, handler: impl Fn() + Clone + 'static) -> [Stall; 2] {
     let _alive = Watchdog::new();
     let (builder, told) = watched(LIMIT);
     let seen = Arc::clone(&told);
-    let id = builder.build().unwrap().run(move || {
-        loop {
-            let blocker = Builder::new().name(name).spawn_local(handler);
-            let id = blocker.id();
-            blocker.join().unwrap();
-            // On a busy machine it may pass before the watchdog gets a processor: then another one does.
-            let unseen = Instant::now() + GENEROUS;
-            wait_until(|| match seen.lock().unwrap().len() {
-                0 => Instant::now() >= unseen,
-                told => told >= 2,
-            });
-            if !seen.lock().unwrap().is_empty() {
-                return id;
-            }
-        }
+    let ids = builder.build().unwrap().run(move || {
+        let ids = RefCell::new(Vec::new());
+        let pairs = || -> Vec<_> { ids.borrow().iter().map(|id| stalls_of(&seen, *id)).collect() };
+        block_until(
+            || pairs().iter().any(|pair| pair.len() >= 2),
+            || {
+                let blocker = Builder::new().name(name).spawn_local(handler.clone());
+                ids.borrow_mut().push(blocker.id());
+                blocker.join().unwrap();
+            },
+        );
+        // Of an earlier one it may have been told late, and of a later one by half.
+        wait_until(|| pairs().iter().all(|pair| pair.len() != 1));
+        ids.into_inner()
     });
-    let told = told.lock().unwrap().clone();
-    for stall in &told {
-        assert_eq!((stall.fiber, stall.name.as_deref()), (Some(id), Some(name)), "{stall}");
+    for stall in told.lock().unwrap().iter().filter(|stall| stall.fiber.is_some()) {
+        assert!(ids.contains(&stall.fiber.unwrap()), "{stall}");
+        assert_eq!(stall.name.as_deref(), Some(name), "{stall}");
     }
-    told.try_into().unwrap_or_else(|told: Vec<Stall>| panic!("told more than twice: {told:?}"))
+    let mut pairs = ids.iter().map(|id| stalls_of(&told, *id)).filter(|pair| !pair.is_empty());
+    let first = pairs.next().unwrap();
+    for pair in std::iter::once(&first).chain(&pairs.collect::<Vec<_>>()) {
+        let phases: Vec<_> = pair.iter().map(|stall| stall.phase).collect();
+        assert_eq!(phases, [StallPhase::GoesOn, StallPhase::Over], "{pair:?}");
+    }
+    first.try_into().expect("two")
 }
 
 #[test]
 fn a_handler_that_sleeps_is_named_with_its_call_and_its_backtrace() {
-    let [begun, over] = told_of("sleepy", handler_that_sleeps);
-    assert_eq!((begun.phase, over.phase), (StallPhase::GoesOn, StallPhase::Over));
+    // The longest, if there was more than one.
+    let slept = Rc::new(Cell::new(Duration::ZERO));
+    let of_handler = Rc::clone(&slept);
+    let [begun, over] = told_of("sleepy", move || {
+        let before = Instant::now();
+        handler_that_sleeps();
+        of_handler.set(of_handler.get().max(before.elapsed()));
+    });
     assert!(is_in(&begun, "handler_that_sleeps"), "{begun}");
     assert!(!is_in(&begun, "kapok::runtime"), "{begun}");
     // A sleep that something has interrupted goes on under the other name, which does not say whose
@@ -102,9 +133,79 @@ fn a_handler_that_sleeps_is_named_with_its_call_and_its_backtrace() {
     let calls = [Some("clock_nanosleep(2)"), Some("restart_syscall(2)")];
     assert!(calls.contains(&begun.system_call.as_deref()), "{begun}");
     assert!(begun.duration >= LIMIT && over.duration >= begun.duration, "{begun} {over}");
-    assert!(over.duration <= BLOCKED * 3 + LIMIT, "{over}");
+    assert!(over.duration <= slept.get() + LIMIT, "{over} {slept:?}");
     let text = begun.to_string();
     assert!(text.contains("fiber \"sleepy\" (#") && text.contains("handler_that_sleeps"), "{text}");
+}
+
+/// How long the thread has waited for a processor, as the kernel counts it.
+#[cfg(target_os = "linux")]
+fn queued() -> Duration {
+    let counted = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = counted.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+/// Where the thread may run.
+#[cfg(target_os = "linux")]
+fn processors() -> libc::cpu_set_t {
+    // SAFETY: a set of processors, for which zero is a value, and which the call writes.
+    unsafe {
+        let mut may: libc::cpu_set_t = std::mem::zeroed();
+        assert_eq!(libc::sched_getaffinity(0, size_of_val(&may), &raw mut may), 0);
+        may
+    }
+}
+
+/// Has the thread run on these processors, and `when_idle` only when nobody else would.
+#[cfg(target_os = "linux")]
+fn run_where(processors: &libc::cpu_set_t, when_idle: bool) {
+    let policy = if when_idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads a set of processors, and a parameter that is a local.
+    unsafe {
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(processors), processors), 0);
+        let set = libc::sched_setscheduler(0, policy, &raw const none);
+        // To go back takes a privilege.
+        assert!(set == 0 || !when_idle);
+    }
+}
+
+/// The sleep ends while somebody else has the processor.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_wait_for_a_processor_at_the_end_of_a_stall_does_not_count() {
+    let (begin, begun) = std::sync::mpsc::channel();
+    let all = processors();
+    // SAFETY: zero is a value of sets; the number is of a processor that is in one.
+    let one = unsafe {
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        let mut numbers = 0..libc::CPU_SETSIZE as usize;
+        libc::CPU_SET(numbers.find(|&number| libc::CPU_ISSET(number, &all)).unwrap(), &mut one);
+        one
+    };
+    let crowd = std::thread::spawn(move || {
+        run_where(&one, false);
+        while begun.recv().is_ok() {
+            std::thread::sleep(BLOCKED * 2);
+            compute(BLOCKED * 6);
+        }
+    });
+    // Without what it has waited for a processor.
+    let took = Rc::new(Cell::new(Duration::ZERO));
+    let of_handler = Rc::clone(&took);
+    let [_, over] = told_of("starved", move || {
+        // Only meanwhile: threads that it makes would be like it.
+        run_where(&one, true);
+        begin.send(()).unwrap();
+        let before = (Instant::now(), queued());
+        handler_that_sleeps();
+        let took = before.0.elapsed().saturating_sub(queued() - before.1);
+        of_handler.set(of_handler.get().max(took));
+        run_where(&all, false);
+    });
+    crowd.join().unwrap();
+    assert!(over.duration <= took.get() + LIMIT, "{over} {took:?}");
 }
 
 unsafe extern "C" {
@@ -112,17 +213,20 @@ unsafe extern "C" {
     fn pclose(stream: *mut libc::FILE) -> libc::c_int;
 }
 
-/// Waits in the C library, where nothing can suspend.
+/// Waits in the C library, where nothing can suspend. It does so in fgets(3) alone: the child is made and
+/// waited for elsewhere.
 #[inline(never)]
 fn handler_that_reads_lines() {
     let mut line = [0; 16];
-    // SAFETY: strings that end with NUL; a buffer of the size that is told; a stream that is closed once.
-    unsafe {
-        let stream = popen(c"sleep 0.3; echo late".as_ptr(), c"r".as_ptr());
-        assert!(!stream.is_null());
-        assert!(!libc::fgets(line.as_mut_ptr(), 16, stream).is_null());
-        pclose(stream);
-    }
+    // SAFETY: strings that end with NUL.
+    let made = || AtomicPtr::new(unsafe { popen(c"sleep 0.3; echo late".as_ptr(), c"r".as_ptr()) });
+    let stream = kapok::blocking(made).unwrap().into_inner();
+    assert!(!stream.is_null());
+    // SAFETY: a buffer of the size that is told; a stream that is open.
+    assert!(!unsafe { libc::fgets(line.as_mut_ptr(), 16, stream) }.is_null());
+    let stream = AtomicPtr::new(stream);
+    // SAFETY: the stream is closed once.
+    kapok::blocking(move || unsafe { pclose(stream.into_inner()) }).unwrap();
     black_box(());
 }
 
@@ -146,7 +250,14 @@ fn handler_that_runs_a_command() {
 
 #[test]
 fn a_handler_that_runs_a_command_is_named_with_what_it_called() {
-    let [begun, _] = told_of("command", handler_that_runs_a_command);
+    let _alive = Watchdog::new();
+    let begun = loop {
+        let [begun, _] = told_of("command", handler_that_runs_a_command);
+        // On a busy machine the child may not have come to its exec, for which its making waits.
+        if !begun.system_call.as_deref().is_some_and(|call| call.starts_with("clone")) {
+            break begun;
+        }
+    };
     assert!(is_in(&begun, "handler_that_runs_a_command"), "{begun}");
     // It jumps to a function whose name is known only where the C library has its symbols.
     let named = ["do_system", "system", "wait4"];
@@ -157,7 +268,6 @@ fn a_handler_that_runs_a_command_is_named_with_what_it_called() {
 #[test]
 fn a_handler_that_computes_is_named_with_its_backtrace() {
     let [begun, over] = told_of("busy", handler_that_computes);
-    assert_eq!((begun.phase, over.phase), (StallPhase::GoesOn, StallPhase::Over));
     assert!(is_in(&begun, "handler_that_computes"), "{begun}");
     assert_eq!(begun.system_call, None, "{begun}");
     assert!(begun.duration >= LIMIT && over.duration >= begun.duration, "{begun} {over}");
@@ -220,8 +330,8 @@ fn fibers_that_wait_and_loops_that_idle_are_not_told_of() {
 fn a_stall_that_the_end_of_its_loop_cuts_short_is_over() {
     let _alive = Watchdog::new();
     let (builder, told) = watched(LIMIT);
-    builder.build().unwrap().run(handler_that_sleeps);
-    wait_until(|| told.lock().unwrap().len() >= 2);
+    let runtime = builder.build().unwrap();
+    block_until(|| told.lock().unwrap().len() >= 2, || runtime.run(handler_that_sleeps));
     assert_eq!(told.lock().unwrap()[1].phase, StallPhase::Over);
 }
 
@@ -239,9 +349,8 @@ fn a_panic_of_the_callback_does_not_end_the_watch() {
     let seen = Arc::clone(&told);
     runtime.build().unwrap().run(move || {
         for round in 1..=2 {
-            handler_that_sleeps();
             // All but the first are told by a monitor that a panic has come to.
-            wait_until(|| seen.lock().unwrap().len() >= 2 * round);
+            block_until(|| seen.lock().unwrap().len() >= 2 * round, handler_that_sleeps);
         }
     });
 }
@@ -258,8 +367,7 @@ fn the_callback_may_ask_for_a_dump() {
         }
     });
     runtime.build().unwrap().run(move || {
-        handler_that_sleeps();
-        wait_until(|| *told.lock().unwrap() > 0);
+        block_until(|| *told.lock().unwrap() > 0, handler_that_sleeps);
         // And so may others.
         kapok::dump();
     });
@@ -268,19 +376,32 @@ fn the_callback_may_ask_for_a_dump() {
 #[test]
 fn the_environment_turns_it_on_and_stalls_are_logged() {
     let name = "the_environment_turns_it_on_and_stalls_are_logged";
-    let output = in_child(name, &[(kapok::observe::WATCHDOG_VARIABLE, "40")], || {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-        Runtime::new().unwrap().run(|| {
-            Builder::new().name("logged").spawn_local(handler_that_sleeps).join().unwrap();
-            kapok::sleep(Duration::from_millis(500)).unwrap();
-            // What was found by now is told before a dump is taken.
-            kapok::dump();
-        });
+    let is_whole = |text: &str| {
+        let parts = ["WARN", "\"logged\"", "handler_that_sleeps", "blocked loop"];
+        parts.iter().all(|part| text.contains(part))
+    };
+    let run = || {
+        in_child(name, &[(kapok::observe::WATCHDOG_VARIABLE, "40")], || {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+            Runtime::new().unwrap().run(|| {
+                Builder::new().name("logged").spawn_local(handler_that_sleeps).join().unwrap();
+                kapok::sleep(Duration::from_millis(500)).unwrap();
+                // What was found by now is told before a dump is taken.
+                kapok::dump();
+            });
+        })
+    };
+    // On a busy machine a stall may pass before the watchdog gets a processor.
+    let logs = (0..5).any(|_| {
+        let output = run();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        if !is_whole(&text) {
+            eprintln!("{text}");
+        }
+        is_whole(&text)
     });
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("WARN") && text.contains("\"logged\""), "{text}");
-    assert!(text.contains("handler_that_sleeps") && text.contains("blocked loop"), "{text}");
+    assert!(logs, "not one of them was logged whole");
 }
 
 #[test]

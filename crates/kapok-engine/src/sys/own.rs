@@ -176,17 +176,21 @@ mod tests {
 
     #[test]
     fn it_is_moved_up_remembered_and_forgotten_at_its_end() {
-        let low = OwnedFd::from(File::open("/dev/null").unwrap());
-        let before = low.as_raw_fd();
-        let own = OwnDescriptor::new(low);
-        let fd = own.as_raw_fd();
-        assert!(fd >= HIGH && before < HIGH, "{before} became {fd}");
-        assert!(is_open(fd) && is_own(fd) && were_any());
-        assert_eq!(first_own(fd, fd), Some(fd));
-        assert!(first_own(0, RawFd::MAX).is_some_and(|first| first <= fd));
-        assert_eq!(first_own(fd + 1, fd), None);
-        drop(own);
-        assert!(!is_own(fd) && first_own(fd, fd).is_none());
+        let is_forgotten = || {
+            let low = OwnedFd::from(File::open("/dev/null").unwrap());
+            let before = low.as_raw_fd();
+            let own = OwnDescriptor::new(low);
+            let fd = own.as_raw_fd();
+            assert!(fd >= HIGH && before < HIGH, "{before} became {fd}");
+            assert!(is_open(fd) && is_own(fd) && were_any());
+            assert_eq!(first_own(fd, fd), Some(fd));
+            assert!(first_own(0, RawFd::MAX).is_some_and(|first| first <= fd));
+            assert_eq!(first_own(fd + 1, fd), None);
+            drop(own);
+            !is_own(fd) && first_own(fd, fd).is_none()
+        };
+        // Another test's engine may be given the number at once, but not every time.
+        assert!((0..100).any(|_| is_forgotten()));
     }
 
     #[test]

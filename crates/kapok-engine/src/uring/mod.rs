@@ -142,8 +142,9 @@ impl Uring {
     /// # Errors
     ///
     /// What io_uring_setup(2) or io_uring_enter(2) says: `ENOSYS` (kernel or seccomp), `EPERM` (sysctl
-    /// or seccomp), `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK, the memory cgroup) after
-    /// half a second, `EMFILE`; and `Unsupported` for kernels before 5.19.
+    /// or seccomp), `EACCES` (a security module), `ENOMEM` (RLIMIT_MEMLOCK, the memory cgroup; after
+    /// half a second, or four if this process has dropped a ring, whose memory may come back), `EMFILE`;
+    /// and `Unsupported` for kernels before 5.19.
     pub fn new(submissions: u32, completions: u32, pooled_buffer_bytes: u32) -> io::Result<Uring> {
         let mut engine = Uring {
             ring: Ring::new(submissions, completions)?,

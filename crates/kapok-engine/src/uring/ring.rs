@@ -14,7 +14,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use linux_raw_sys::io_uring as abi;
@@ -38,6 +38,7 @@ const _: () = assert!(size_of::<Cqe>() == 16);
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        DROPPED.store(true, Ordering::Relaxed);
         if !self.is_registered() {
             return;
         }
@@ -88,8 +89,20 @@ const REQUIRED_FEATURES: u32 = abi::IORING_FEAT_SINGLE_MMAP
 const FEWEST_SUBMISSIONS: u32 = 64;
 const FEWEST_COMPLETIONS: u32 = 128;
 
-/// The last of the pauses, each twice as long as the one before, for memory of rings that are gone.
+/// The last of the pauses, each twice as long as the one before, for memory of rings that are gone. They
+/// may be another process's of this user.
 const LONGEST_PAUSE: Duration = Duration::from_millis(256);
+
+/// The same where this process has dropped one. That memory does come back, as soon as the kernel's worker
+/// has a processor for it.
+const LONGEST_PAUSE_AFTER_DROP: Duration = Duration::from_millis(2048);
+
+/// Whether this process has dropped a ring.
+static DROPPED: AtomicBool = AtomicBool::new(false);
+
+fn longest_pause() -> Duration {
+    if DROPPED.load(Ordering::Relaxed) { LONGEST_PAUSE_AFTER_DROP } else { LONGEST_PAUSE }
+}
 
 fn too_old() -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than 5.19")
@@ -183,7 +196,7 @@ impl Ring {
                         submissions = submissions.min(FEWEST_SUBMISSIONS.max(submissions / 2));
                         completions = completions.min(FEWEST_COMPLETIONS.max(completions / 2));
                         tracing::debug!(submissions, completions, "no memory for a larger ring");
-                    } else if pause <= LONGEST_PAUSE {
+                    } else if pause <= longest_pause() {
                         std::thread::sleep(pause);
                         pause *= 2;
                     } else {

@@ -122,8 +122,8 @@ struct Watched {
     looked_at: Instant,
     /// How long the thread had waited for a processor by then.
     queued: Duration,
-    /// What was reported, if the stall was.
-    reported: Option<Arc<Running>>,
+    /// What was reported, if the stall was, and how long it had taken then.
+    reported: Option<(Arc<Running>, Duration)>,
 }
 
 /// What is to be told of a stall, its frames not yet named.
@@ -196,7 +196,7 @@ impl Watchdog {
         self.loops.retain(|id, (published, watched)| {
             let stays = listed.iter().any(|one| one.id == *id);
             if let (false, Some(watch)) = (stays, &published.watch) {
-                watched.end(published, watch);
+                watched.end(published, watch, now);
             }
             stays
         });
@@ -217,10 +217,9 @@ impl Watched {
 
     fn look(&mut self, published: &Arc<Published>, watch: &Watch, now: Instant) {
         let epoch = published.counters.epoch.get();
-        let passed = now.saturating_duration_since(self.looked_at).min(watch.interval() * 2);
-        self.looked_at = now;
         if epoch != self.epoch {
-            self.end(published, watch);
+            self.end(published, watch, now);
+            self.looked_at = now;
             self.epoch = epoch;
             self.stalled = Duration::ZERO;
             // Asked for only where a fiber might be stuck.
@@ -230,11 +229,13 @@ impl Watched {
             return;
         }
         if !Counters::is_running(epoch) {
+            self.looked_at = now;
             return;
         }
-        let queued = thread::queued(published.thread_id);
-        self.stalled += passed.saturating_sub(queued.saturating_sub(self.queued));
-        self.queued = queued;
+        let passed = now.saturating_duration_since(self.looked_at).min(watch.interval() * 2);
+        let waited = self.set_off(published, now);
+        self.looked_at = now;
+        self.stalled += passed.saturating_sub(waited);
         if self.stalled >= watch.limit && self.reported.is_none() {
             let running = Running::look(published);
             // A wait for a processor is counted when it is over, as it is for who took the signal.
@@ -245,14 +246,28 @@ impl Watched {
             if self.stalled >= watch.limit && published.counters.epoch.get() == epoch {
                 let running = Arc::new(running);
                 self.find(published, watch, StallPhase::GoesOn, &running);
-                self.reported = Some(running);
+                self.reported = Some((running, self.stalled));
             }
         }
     }
 
+    /// Takes out what has counted as the fiber's and was a wait for a processor, and gives how long the
+    /// thread has waited for one since the last look. The kernel counts a wait when it is over: what is
+    /// more of it than has passed since that look was before it.
+    fn set_off(&mut self, published: &Published, now: Instant) -> Duration {
+        let queued = thread::queued(published.thread_id);
+        let waited = queued.saturating_sub(self.queued);
+        self.queued = queued;
+        let passed = now.saturating_duration_since(self.looked_at);
+        self.stalled = self.stalled.saturating_sub(waited.saturating_sub(passed));
+        waited
+    }
+
     /// Tells of a stall that was reported that it is over.
-    fn end(&mut self, published: &Arc<Published>, watch: &Watch) {
-        if let Some(running) = self.reported.take() {
+    fn end(&mut self, published: &Arc<Published>, watch: &Watch, now: Instant) {
+        if let Some((running, told)) = self.reported.take() {
+            self.set_off(published, now);
+            self.stalled = self.stalled.max(told);
             self.find(published, watch, StallPhase::Over, &running);
         }
     }

@@ -14,9 +14,9 @@ use kapok::{Kind, Runtime};
 /// The environment variable that tells a process that it is a test's child.
 const CHILD: &str = "KAPOK_TEST_CHILD";
 
-/// How long a test may take before it counts as hung.
+/// How long a test may take before it counts as hung. Generous: those that run beside it end with it.
 fn limit() -> Duration {
-    Duration::from_secs(scale(30, 1200))
+    Duration::from_secs(scale(120, 1200))
 }
 
 /// A size for everyday, and one for `KAPOK_SCALE=full`.
