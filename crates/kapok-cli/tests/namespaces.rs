@@ -16,7 +16,7 @@ fn run(program: &str, before: &[&str], more: &[&str]) -> Output {
     Command::new(program)
         .args(before)
         .args(["compare", "--protocol", "echo", "--connections", "4", "--rounds", "2"])
-        .args(["--seconds", "0.3"])
+        .args(["--seconds", "0.5"])
         .args(more)
         .env_remove("KAPOK_LOG")
         .env("TMPDIR", env!("CARGO_TARGET_TMPDIR"))

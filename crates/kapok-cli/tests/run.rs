@@ -41,6 +41,12 @@ fn scratch(name: &str) -> PathBuf {
     directory
 }
 
+/// Copies a program that is to be executed, in a process of its own: what this one has open for writing, a
+/// child that another test starts has for a moment too, and until then nobody may execute it (ETXTBSY).
+fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-L").args([from, to]).status().unwrap().success());
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -174,7 +180,7 @@ fn a_library_that_is_not_there_is_said_with_the_places() {
     let (bin, lib) = (directory.join("bin"), directory.join("lib/kapok"));
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir_all(&lib).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_kapok"), bin.join("kapok")).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_kapok")), &bin.join("kapok"));
     let alone = || {
         let mut command = Command::new(bin.join("kapok"));
         command.args(["run", "--", "sh", "-c", "echo $LD_PRELOAD"]).env_remove("KAPOK_LIBRARY");
@@ -598,7 +604,7 @@ fn a_run_inside_of_a_run_has_what_it_asks_for() {
 fn a_program_may_be_executable_and_not_readable() {
     use std::os::unix::process::CommandExt;
     let program = scratch("unreadable").join("true");
-    fs::copy(fs::canonicalize("/bin/true").unwrap(), &program).unwrap();
+    copy_program(Path::new("/bin/true"), &program);
     fs::set_permissions(&program, fs::Permissions::from_mode(0o111)).unwrap();
     let mut command = kapok(&["run", "--", program.to_str().unwrap()]);
     if fs::File::open(&program).is_ok() {

@@ -219,12 +219,23 @@ impl Drop for Stopped<'_> {
     }
 }
 
-/// Sends until nothing has gone for a while: the echo server cannot get rid of its replies, and takes
-/// nothing any more.
-fn send_and_never_read(stream: &mut TcpStream) {
+/// Sends until the echo server cannot get rid of its replies and takes nothing any more: nothing has gone for
+/// a while, and what it has to send stayed as it is from one look to the next.
+fn send_and_never_read(server: &Server, stream: &mut TcpStream) {
+    let peer = stream.local_addr().unwrap().to_string();
+    let queued = || in_ours(server).iter().find(|socket| socket.4 == peer).map_or(0, |it| it.2);
     stream.set_nonblocking(true).unwrap();
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_millis(300) {
+    let begun = Instant::now();
+    let (mut last, mut before) = (Instant::now(), 0);
+    loop {
+        if last.elapsed() >= Duration::from_millis(300) {
+            let now = queued();
+            if now > 1 << 12 && now == before {
+                return;
+            }
+            (last, before) = (Instant::now(), now);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} wait to be sent", queued());
         match stream.write(&[7; 16_384]) {
             Ok(_) => last = Instant::now(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -250,13 +261,21 @@ fn sockets_are_those_that_ss_lists() {
     assert_eq!(ours, in_ss(&server));
 
     // With something in every queue: what is not read, what the peer does not take, who is not accepted.
-    send_and_never_read(&mut streams[0]);
+    send_and_never_read(&server, &mut streams[0]);
     let _stopped = Stopped::stop(&server);
     streams[1].write_all(&[7; 100]).unwrap();
     let _waiting = server.connect();
+    // What was sent, and who has connected, is in the server's queues a moment later.
+    let peer = |stream: &TcpStream| stream.local_addr().unwrap().to_string();
+    until("what is in the queues", || {
+        let ours = in_ours(&server);
+        let queued = |is: &dyn Fn(&Listed) -> bool| ours.iter().find(|it| is(it)).map(|it| it.1);
+        let sent = peer(&streams[1]);
+        queued(&|it| it.0 == "LISTEN") == Some(1) && queued(&|it| it.4 == sent) == Some(100)
+    });
     let ours = in_ours(&server);
     let of = |stream: &TcpStream| {
-        let peer = stream.local_addr().unwrap().to_string();
+        let peer = peer(stream);
         ours.iter().find(|socket| socket.4 == peer).unwrap_or_else(|| panic!("{ours:?}"))
     };
     let listener = ours.iter().find(|socket| socket.0 == "LISTEN").unwrap();

@@ -8,7 +8,7 @@ pub(crate) const USAGE: &str = "usage: soak [OPTION VALUE]…
   --servers A,B    echo, http, chat (all three)
   --rate R         exchanges per second of each client that behaves, and new clients per second that
                    do not, for each server (20)
-  --period S       time between two kills of the clients that do not behave (30, or a sixth of a
+  --period S       time between two kills of the clients that do not behave (30, or a twelfth of a
                    shorter run)
   --patience S     how long a client that behaves may wait for its next byte (15)
   --descriptors N  what each server may have open (200)
@@ -112,7 +112,7 @@ impl Options {
             }
         }
         if options.period.is_zero() {
-            options.period = Duration::from_secs(30).min(options.duration / 6);
+            options.period = Duration::from_secs(30).min(options.duration / 12);
         }
         Ok(options)
     }

@@ -11,8 +11,10 @@
 
 use std::time::Duration;
 
-/// Samples without which nothing is said.
-pub(crate) const LEAST_SAMPLES: usize = 3;
+/// Samples without which a slope says nothing.
+const LEAST_OF_A_SLOPE: usize = 3;
+/// Samples without which nothing is said: enough for both halves, for without them a step is a slope.
+pub(crate) const LEAST_SAMPLES: usize = 2 * LEAST_OF_A_SLOPE;
 /// The longest time to warm up; of a shorter run it is a tenth.
 const WARM_UP: Duration = Duration::from_secs(600);
 
@@ -41,8 +43,7 @@ pub(crate) fn growth(samples: &[(f64, f64)]) -> Option<f64> {
     }
     let span = samples[samples.len() - 1].0 - samples[0].0;
     let (first, second) = samples.split_at(samples.len() / 2);
-    let halves = [first, second].into_iter().filter(|half| half.len() >= LEAST_SAMPLES);
-    Some(halves.map(slope).fold(slope(samples), f64::min) * span)
+    Some(slope(samples).min(slope(first)).min(slope(second)) * span)
 }
 
 /// The median of the slopes between all pairs.

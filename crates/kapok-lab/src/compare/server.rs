@@ -220,18 +220,27 @@ impl Server {
             return self.status;
         }
         self.ask_to_stop();
-        let give_up = Instant::now() + STOPS_WITHIN;
-        while Instant::now() < give_up {
-            match has_ended(&self.child) {
-                Ok(true) if !self.has_others() => break,
-                Ok(_) => thread::sleep(Duration::from_millis(2)),
-                Err(_) => break,
-            }
+        let all = self.all_end_within(STOPS_WITHIN);
+        self.signal(libc::SIGKILL);
+        if !all {
+            // What is killed ends a moment later, and the first one may have ended long ago.
+            self.all_end_within(STOPS_WITHIN);
         }
         // Killed or already gone: in both cases there is only reaping left to do.
-        self.signal(libc::SIGKILL);
         self.status = self.child.wait().ok();
         self.status
+    }
+
+    /// Waits for the whole group to end, for so long.
+    fn all_end_within(&self, limit: Duration) -> bool {
+        let give_up = Instant::now() + limit;
+        loop {
+            match has_ended(&self.child) {
+                Ok(true) if !self.has_others() => return true,
+                Ok(_) if Instant::now() < give_up => thread::sleep(Duration::from_millis(2)),
+                Ok(_) | Err(_) => return false,
+            }
+        }
     }
 
     /// Whether others of the group live on. Where nobody can tell they are killed with it.

@@ -34,7 +34,13 @@ pub(super) struct Member {
 }
 
 enum Way {
-    Command { child: Child, input: Option<ChildStdin>, complaints: Complaints },
+    Command {
+        child: Child,
+        input: Option<ChildStdin>,
+        complaints: Complaints,
+        /// What reads them.
+        reader: thread::JoinHandle<()>,
+    },
     Connection(TcpStream),
 }
 
@@ -59,11 +65,11 @@ impl Member {
         let (Some(input), Some(output), Some(errors)) = pipes else {
             return Err(io::Error::other("a command without its three pipes"));
         };
-        let (complaints, _) = Complaints::collect(errors);
+        let (complaints, reader) = Complaints::collect(errors);
         listen(number, output, heard);
         Ok(Member {
             name: format!("generator {} (`{command}`)", number + 1),
-            way: Way::Command { child, input: Some(input), complaints },
+            way: Way::Command { child, input: Some(input), complaints, reader },
         })
     }
 
@@ -118,16 +124,14 @@ impl Member {
 
     /// How a command that says no more has ended, and what it complained about.
     pub(super) fn last_words(&mut self) -> String {
-        let Way::Command { child, complaints, .. } = &mut self.way else {
+        let Way::Command { child, complaints, reader, .. } = &mut self.way else {
             return "it closed the connection".to_owned();
         };
         let how = match wait(child, STATUS_WITHIN) {
             Some(status) => status.to_string(),
             None => "it closed its standard output".to_owned(),
         };
-        // What it wrote just before its end is read a moment later.
-        thread::sleep(Duration::from_millis(20));
-        let said = complaints.text();
+        let (said, _) = complaints.last_words(reader);
         if said.is_empty() { how } else { format!("{how}: {said}") }
     }
 }

@@ -347,7 +347,8 @@ mod tests {
         let until = |expected: bool| (0..100).any(|_| moves() == expected);
         assert!(until(true), "it runs");
         signal(libc::SIGSTOP);
-        assert!(until(false), "it was stopped");
+        // A single look may find it waiting for a processor.
+        assert!((0..100).any(|_| !moves() && !moves()), "it was stopped");
         assert!(!moves() && !moves(), "and nobody has continued it");
         signal(libc::SIGCONT);
         assert!(until(true), "it was continued");

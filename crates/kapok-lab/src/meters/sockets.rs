@@ -335,6 +335,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_process_finds_its_own_sockets_with_queues_and_bytes() {
@@ -353,7 +354,17 @@ mod tests {
         let before = sockets();
         client.write_all(&[7; 1000]).unwrap();
         let peer = Some(client.local_addr().unwrap());
-        let now = sockets();
+        // What has connected and what was sent is in the queues a moment later.
+        let begun = Instant::now();
+        let now = loop {
+            let now = sockets();
+            let queued = |peer| find(&now, addr, peer).receive_queue;
+            if (queued(None), queued(peer)) == (1, 1000) {
+                break now;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{now:?}");
+            std::thread::yield_now();
+        };
         let listens = find(&now, addr, None);
         assert_eq!((listens.protocol, listens.state), ("tcp", "LISTEN"));
         assert_eq!(listens.receive_queue, 1, "one is connected and not accepted");

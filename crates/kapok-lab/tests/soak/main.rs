@@ -26,7 +26,8 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
 fn seconds() -> &'static str {
     match std::env::var("KAPOK_SCALE").as_deref() {
         Ok("full") => "7200",
-        _ => "20",
+        // The first famine of a period comes after one to three seconds.
+        _ => "30",
     }
 }
 
@@ -106,6 +107,14 @@ fn noise_bursts_and_steps_are_no_growth_and_a_slow_leak_is() {
         (0..8).map(|at| (at as f64, value(at))).collect()
     };
     assert!(grown(&few(4e6, 0.0)) < verdict::MEMORY_BOUND_BYTES);
+    for count in 0..12 {
+        for step in 1..count {
+            let value = |at: usize| if at < step { 5e6 } else { 9e6 };
+            let samples: Vec<_> = (0..count).map(|at| (at as f64, value(at))).collect();
+            let growth = verdict::growth(&samples);
+            assert!(growth.is_none_or(|growth| growth <= 0.0), "{step} of {count}: {growth:?}");
+        }
+    }
     assert!(grown(&few(0.0, 4e5)) > verdict::MEMORY_BOUND_BYTES);
     // 3 MiB in all, under noise of a third of it.
     let leak = |at: usize| 8e6 + at as f64 * 3.0 * 1024.0 * 1024.0 / 200.0;

@@ -75,6 +75,9 @@ impl Bench<'_> {
         self.step.done += (cap - rounds) * subjects.len();
         if self.config.beside == Beside::Everything {
             self.watch_idle(&mut subjects);
+            for subject in &mut subjects {
+                subject.own_up_to_silence();
+            }
         }
         for subject in &mut subjects {
             if let Some(server) = &mut subject.server {

@@ -56,6 +56,13 @@ impl Subject {
         self.measured.push(measured);
     }
 
+    /// Says why there is nothing of it, where too few rounds were silent to give it up and none was not.
+    pub(super) fn own_up_to_silence(&mut self) {
+        if self.measured.is_empty() && self.dropped_rounds > 0 {
+            self.trouble.get_or_insert_with(|| "no reply in any of its rounds".to_owned());
+        }
+    }
+
     /// What `pick` takes from each round, relative to the baseline's in the same round.
     pub(super) fn ratio(&self, baseline: &Subject, pick: fn(&Measured) -> f64) -> Option<Ratio> {
         Ratio::of(&paired(&self.measured, &baseline.measured, pick))
