@@ -53,7 +53,7 @@ impl MariaDb {
         let here = self.scratch.path();
         let log = here.join("log");
         let mut command = as_ordinary_user(&self.program);
-        command.args(["--no-defaults", "--bind-address=127.0.0.1", "--max-connections=150"]);
+        command.args(["--no-defaults", "--bind-address=127.0.0.1", "--max-connections=350"]);
         command.args(["--skip-name-resolve", "--innodb-log-file-size=8M"]);
         command.args(["--innodb-flush-method=nosync", "--innodb-buffer-pool-size=16M"]);
         command.arg(format!("--port={}", self.port));

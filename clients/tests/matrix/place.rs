@@ -31,8 +31,9 @@ impl Which {
     }
 }
 
-/// As many clients as the proofs have, and some that look on.
-const CONNECTIONS: u32 = 130;
+/// As many clients as the proofs have three times over, since a server is done with those that have left
+/// when it comes to it, and some that look on.
+const CONNECTIONS: u32 = 350;
 
 /// The servers that were started so far. None inside: not installed.
 #[derive(Default)]

@@ -8,7 +8,7 @@ mod isolated;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -26,21 +26,37 @@ fn is_apart(name: &str) -> bool {
     false
 }
 
+/// Has something done while who calls this waits.
+type Meanwhile = fn(Box<dyn FnOnce() + Send>);
+
+/// By a thread, in a while.
+fn by_a_thread(work: Box<dyn FnOnce() + Send>) {
+    thread::spawn(|| {
+        thread::sleep(Duration::from_millis(10));
+        work();
+    });
+}
+
+/// By another fiber, which runs only once this one has suspended.
+fn by_a_fiber(work: Box<dyn FnOnce() + Send>) {
+    kapok::spawn_local(work).detach();
+}
+
 /// Calls that wait, by whoever runs.
-fn wait_for_this_and_that() {
+fn wait_for_this_and_that(meanwhile: Meanwhile) {
     let (mut one, mut other) = UnixStream::pair().unwrap();
     let lock = Arc::new(Mutex::new(()));
-    let (there, held) = (Arc::clone(&lock), std::sync::mpsc::channel());
+    let (there, held, over) = (Arc::clone(&lock), mpsc::channel(), mpsc::channel());
     let thread = thread::spawn(move || {
         let guard = there.lock().unwrap();
         held.0.send(()).unwrap();
-        thread::sleep(Duration::from_millis(10));
+        over.1.recv().unwrap();
         drop(guard);
-        thread::sleep(Duration::from_millis(10));
-        other.write_all(b"x").unwrap();
     });
     held.1.recv().unwrap();
+    meanwhile(Box::new(move || over.0.send(()).unwrap()));
     drop(lock.lock().unwrap());
+    meanwhile(Box::new(move || other.write_all(b"x").unwrap()));
     assert_eq!(one.read(&mut [0; 4]).unwrap(), 1);
     thread::sleep(Duration::from_millis(1));
     thread.join().unwrap();
@@ -59,14 +75,14 @@ fn hooks_do_nothing_before_they_are_installed() {
     // Whoever asks for more counts installs nothing by that.
     for ask in [|| (), kapok_libc::count_bypasses] {
         ask();
-        on_a_fiber(wait_for_this_and_that);
-        wait_for_this_and_that();
+        on_a_fiber(|| wait_for_this_and_that(by_a_thread));
+        wait_for_this_and_that(by_a_thread);
         for hook in kapok_libc::hooks() {
             assert_eq!(hook.counts(), Counts::default(), "{}", hook.name());
         }
     }
     kapok_libc::install();
-    on_a_fiber(wait_for_this_and_that);
+    on_a_fiber(|| wait_for_this_and_that(by_a_fiber));
     assert!(counts("syscall").suspended > 0 && counts("clock_nanosleep").suspended == 1);
     assert!(counts("read").suspended + counts("recv").suspended == 1);
     // What was asked for before holds from then on.
@@ -80,32 +96,28 @@ fn calls_of_plain_threads_go_past_the_fibers() {
     if !is_apart("calls_of_plain_threads_go_past_the_fibers") {
         return;
     }
-    fn receive() {
+    fn receive(meanwhile: Meanwhile) {
         let (one, mut other) = UnixStream::pair().unwrap();
-        let writer = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(10));
-            other.write_all(b"x").unwrap();
-        });
+        meanwhile(Box::new(move || other.write_all(b"x").unwrap()));
         let (fd, mut byte) = (std::os::fd::AsRawFd::as_raw_fd(&one), [0_u8; 4]);
         // SAFETY: room of that length.
         let count = unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), 4, 0) };
         assert_eq!((count, byte[0]), (1, b'x'));
-        writer.join().unwrap();
     }
+    let receive_on_a_thread = || thread::spawn(|| receive(by_a_thread)).join().unwrap();
     kapok_libc::install();
     // They are not counted unless somebody asks.
-    thread::spawn(receive).join().unwrap();
+    receive_on_a_thread();
     assert_eq!(counts("recv"), Counts::default());
     kapok_libc::count_bypasses();
     // Of a thread that has nothing to do with Kapok, and of one beside a loop that runs.
-    thread::spawn(receive).join().unwrap();
+    receive_on_a_thread();
     assert_eq!(counts("recv"), Counts { bypassed: 1, ..Counts::default() });
     on_a_fiber(|| {
         let before = counts("recv");
-        let thread = thread::spawn(receive);
-        thread.join().unwrap();
+        thread::spawn(|| receive(by_a_thread)).join().unwrap();
         assert_eq!(counts("recv"), Counts { bypassed: 2, ..before });
-        receive();
+        receive(by_a_fiber);
         assert_eq!(counts("recv"), Counts { bypassed: 2, suspended: 1, direct: 0 });
     });
 }

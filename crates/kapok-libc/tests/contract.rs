@@ -3,18 +3,20 @@
 
 #![cfg(target_os = "linux")]
 
+mod backlog;
 mod one_loop;
 
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
+use backlog::full_listener;
 use one_loop::{begin, connected, errno};
 
 fn on_one_loop(main: impl FnOnce() + 'static) {
@@ -182,16 +184,7 @@ fn a_shutdown_wakes_those_who_wait_for_the_socket() {
     });
 }
 
-/// A listener that takes no further connection until somebody accepts, with what fills it.
-fn full_listener() -> (TcpListener, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // SAFETY: no memory.
-    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-    let first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (listener, first)
-}
-
-/// The same of AF_UNIX.
+/// The same as [`full_listener`], of AF_UNIX.
 fn full_unix_listener(path: &std::path::Path) -> (UnixListener, UnixStream) {
     let listener = UnixListener::bind(path).unwrap();
     // SAFETY: no memory.

@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod backlog;
 mod isolated;
 
 use std::ffi::c_int;
@@ -13,6 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use backlog::full_listener;
 use isolated::{HANDLED, SOON, errno, isolated, register, send};
 
 /// What a call returned and errno, while a handler has run.
@@ -116,15 +118,13 @@ fn connect_to(fd: RawFd, listener: RawFd) -> i64 {
 fn a_connect_that_a_handler_ends_goes_on() {
     isolated("a_connect_that_a_handler_ends_goes_on", || {
         register(libc::SIGUSR1, 0);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (listener, first) = full_listener();
         let to = listener.as_raw_fd();
         // SAFETY: no memory; a descriptor that is ours.
-        let (socket, first) = unsafe {
-            assert_eq!(libc::listen(to, 0), 0);
-            let first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = unsafe {
             let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
             assert!(socket >= 0);
-            (OwnedFd::from_raw_fd(socket), first)
+            OwnedFd::from_raw_fd(socket)
         };
         let fd = socket.as_raw_fd();
         assert_eq!(struck("connect", || connect_to(fd, to)), (-1, libc::EINTR));

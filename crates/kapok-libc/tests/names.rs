@@ -4,8 +4,8 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uchar};
 use std::net::UdpSocket;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kapok::Runtime;
@@ -45,6 +45,9 @@ fn counts(name: &str) -> kapok_libc::Counts {
     kapok_libc::hooks().find(|hook| hook.name() == name).unwrap().counts()
 }
 
+/// What is counted of getaddrinfo is the process's.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// getaddrinfo: its result, and how many addresses.
 fn look_up(node: &str, service: Option<&str>, flags: c_int) -> (c_int, usize) {
     let node = CString::new(node).unwrap();
@@ -73,6 +76,7 @@ fn look_up(node: &str, service: Option<&str>, flags: c_int) -> (c_int, usize) {
 
 #[test]
 fn numbers_are_answered_on_the_spot_and_names_by_another_thread() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     kapok_libc::install();
     Runtime::new().unwrap().run(|| {
         let before = counts("getaddrinfo");
@@ -92,6 +96,7 @@ fn numbers_are_answered_on_the_spot_and_names_by_another_thread() {
 
 #[test]
 fn threads_and_fibers_find_the_same() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     kapok_libc::install();
     let questions = || {
         let mut all = Vec::new();

@@ -9,11 +9,16 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use one_loop::{begin, connected, errno};
 
+/// Some look at numbers and at handlers of signals, which all of the process share.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn on_one_loop(main: impl FnOnce() + 'static) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     one_loop::run(Duration::from_secs(30), main);
 }
 

@@ -216,9 +216,11 @@ fn bash_reads_with_a_time_limit() {
     if !installed::is_there("bash") {
         return;
     }
+    // Who kills does so once the shell waits for it.
     let script = "exec 9<> <(:); read -t 0.1 -u 9 line; echo $?; read -t 0.1 -u 9 line; echo $?; \
                   echo after | { read -t 5 line; echo $line; }; trap 'echo caught' USR1; \
-                  (sleep 0.1; kill -USR1 $$) & wait; echo $?";
+                  (sleep 0.1; until grep -q '^State:.S' /proc/$$/status; do sleep 0.01; done; \
+                  kill -USR1 $$) & wait; echo $?";
     compare(&["bash", "-c", script]);
 }
 

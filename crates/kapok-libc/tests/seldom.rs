@@ -5,9 +5,12 @@
 mod isolated;
 
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use isolated::{HANDLED, SOON, change, errno, handle, is_blocked, isolated, register, send};
+use isolated::{
+    HANDLED, SOON, change, errno, handle, is_blocked, isolated, register, send, send_after,
+};
 use libc::sighandler_t;
 
 /// `struct sigvec`.
@@ -58,17 +61,26 @@ fn a_pause_of_old_lets_what_it_names_and_suspends_the_fiber() {
             register(SIGNAL, libc::SA_RESTART);
             change(libc::SIG_BLOCK, &[SIGNAL, OTHER]);
             let before = suspended("sigsuspend");
-            let ticker = kapok::spawn_local(|| {
-                (0..).take_while(|_| kapok::sleep(SOON / 30).is_ok()).count()
+            let ticks = Arc::new(AtomicUsize::new(0));
+            let (counted, seen) = (Arc::clone(&ticks), Arc::clone(&ticks));
+            let ticker = kapok::spawn_local(move || {
+                while kapok::sleep(SOON / 30).is_ok() {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                }
             });
-            let sender = send(SIGNAL, SOON);
+            let sender = send_after(SIGNAL, move || {
+                while seen.load(Ordering::SeqCst) == 0 {
+                    std::thread::sleep(SOON / 30);
+                }
+            });
             assert_eq!((pause(without(SIGNAL)), errno()), (-1, libc::EINTR), "{name}");
             assert_eq!(HANDLED.load(Ordering::SeqCst), 1, "{name}");
             // The mask is what it was, and the thread was not blocked meanwhile.
             assert!(is_blocked(SIGNAL) && is_blocked(OTHER), "{name}");
             assert_eq!(suspended("sigsuspend"), before + 1, "{name}");
+            assert!(ticks.load(Ordering::SeqCst) > 0, "{name}");
             ticker.cancel();
-            assert!(ticker.join().unwrap() > 0, "{name}");
+            ticker.join().unwrap();
             sender.join().unwrap();
             change(libc::SIG_UNBLOCK, &[SIGNAL, OTHER]);
         }

@@ -7,11 +7,15 @@
 mod isolated;
 
 use std::ffi::c_int;
+use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use isolated::{HANDLED, SOON, change, errno, is_blocked, isolated, register, send, set};
+use isolated::{
+    HANDLED, SOON, change, errno, is_blocked, isolated, register, send, send_after, send_anyway,
+    set,
+};
 
 #[test]
 fn a_mask_is_the_fibers() {
@@ -134,7 +138,7 @@ fn a_handler_ends_pause_and_sigsuspend() {
 
             // Pending while it is blocked, and let in by the call alone.
             change(libc::SIG_BLOCK, &[libc::SIGUSR1]);
-            send(libc::SIGUSR1, Duration::ZERO).join().unwrap();
+            send_anyway(libc::SIGUSR1, Duration::ZERO).join().unwrap();
             assert_eq!(HANDLED.load(Ordering::SeqCst), 1);
             let none = set(&[]);
             // SAFETY: a local.
@@ -143,8 +147,18 @@ fn a_handler_ends_pause_and_sigsuspend() {
             assert_eq!(HANDLED.load(Ordering::SeqCst), 2);
             assert!(is_blocked(libc::SIGUSR1));
             // And by the C library's own name, beside a fiber that shows that the thread is not blocked.
-            let sender = send(libc::SIGUSR1, SOON);
-            let beside = kapok::spawn_local(|| kapok::sleep(Duration::from_millis(1)).is_ok());
+            let over = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&over);
+            let sender = send_after(libc::SIGUSR1, move || {
+                while !seen.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let beside = kapok::spawn_local(move || {
+                let slept = kapok::sleep(Duration::from_millis(1)).is_ok();
+                over.store(true, Ordering::SeqCst);
+                slept
+            });
             // SAFETY: a local.
             assert_eq!(unsafe { __sigsuspend(&raw const none) }, -1);
             assert_eq!(errno(), libc::EINTR);
@@ -185,8 +199,7 @@ fn the_main_fiber_is_interrupted_first_and_then_who_lets_the_signal() {
         assert!(!lets.is_finished() && !blocks.is_finished());
         // The main fiber does not wait in a hooked call now, nor does it run.
         let sender = send(libc::SIGUSR1, SOON);
-        kapok::sleep(SOON * 3).unwrap();
-        sender.join().unwrap();
+        kapok::blocking(move || sender.join().unwrap()).unwrap();
         let begin = Instant::now();
         while !lets.is_finished() && begin.elapsed() < Duration::from_secs(20) {
             kapok::sleep(Duration::from_millis(1)).unwrap();
@@ -213,19 +226,29 @@ fn a_handler_that_restarts_interrupts_no_wait_that_can_start_again() {
     isolated("a_handler_that_restarts_interrupts_no_wait_that_can_start_again", || {
         register(libc::SIGUSR1, libc::SA_RESTART);
         HANDLED.store(0, Ordering::SeqCst);
+        // It ends when its input does.
+        let begin = || std::process::Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = begin();
+        let input = child.stdin.take();
         let sender = send(libc::SIGUSR1, SOON);
-        let begin = Instant::now();
-        let mut child = std::process::Command::new("sleep").arg("0.2").spawn().unwrap();
+        let closer = std::thread::spawn(move || {
+            while HANDLED.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // Who was interrupted would be told first.
+            std::thread::sleep(SOON);
+            drop(input);
+        });
         let mut status = 0;
         // SAFETY: a child of ours; a local.
         let waited = unsafe { libc::waitpid(child.id() as i32, &raw mut status, 0) };
         assert_eq!(waited, child.id() as i32);
-        assert!(begin.elapsed() >= Duration::from_millis(190));
         assert_eq!(HANDLED.load(Ordering::SeqCst), 1);
         sender.join().unwrap();
+        closer.join().unwrap();
         // Without it the same wait ends.
         register(libc::SIGUSR1, 0);
-        child = std::process::Command::new("sleep").arg("0.3").spawn().unwrap();
+        child = begin();
         let sender = send(libc::SIGUSR1, SOON);
         // SAFETY: as above.
         let waited = unsafe { libc::waitpid(child.id() as i32, &raw mut status, 0) };
@@ -328,7 +351,8 @@ fn a_wait_for_a_signal_needs_no_descriptor() {
             limit
         };
         let wanted = set(&[libc::SIGUSR1]);
-        let sender = send(libc::SIGUSR1, SOON);
+        // Blocked, and so it may come at any time; where the thread waits nobody could read.
+        let sender = send_anyway(libc::SIGUSR1, SOON);
         let mut taken = 0;
         // SAFETY: locals.
         let error = unsafe { libc::sigwait(&raw const wanted, &raw mut taken) };

@@ -187,35 +187,40 @@ fn a_fiber_with_a_thread_of_its_own_has_its_thread_locals() {
         assert_eq!(second.join().unwrap(), Err("a call within a call"));
         assert_eq!(first.join().unwrap(), Ok(()));
 
-        // Each has a thread, whose loop runs it alone; and another fiber waits for the thread.
-        let inside = Arc::new(Barrier::new(FIBERS));
-        let fibers: Vec<_> = (0..FIBERS)
-            .map(|_| {
-                let inside = Arc::clone(&inside);
-                kapok::spawn_local(move || {
-                    let thread = std::thread::spawn(move || {
-                        Runtime::builder().threads(1).build().unwrap().run(move || {
-                            assert!(kapok::on_fiber());
-                            alone_on_its_thread(|| {
-                                // All at the same time.
-                                inside.wait();
-                                std::thread::sleep(WAIT);
-                            })
-                        })
-                    });
-                    thread.join().unwrap()
-                })
-            })
-            .collect();
-        // Beside them this thread goes on.
-        let mut ticks = 0;
-        while !fibers.iter().all(|fiber| fiber.is_finished()) {
-            kapok::sleep(Duration::from_millis(1)).unwrap();
-            ticks += 1;
-        }
-        assert!(ticks >= 5, "the thread was blocked: {ticks} ticks");
-        for fiber in fibers {
-            assert_eq!(fiber.join().unwrap(), Ok(()));
-        }
+        // A thread that is blocked is so each time; a machine with much to do is late once.
+        let ticks = [(); 3].map(|()| ticks_beside_threads_of_their_own(FIBERS, WAIT));
+        assert!(ticks.iter().any(|&ticks| ticks >= 5), "the thread was blocked: {ticks:?} ticks");
     });
+}
+
+/// How often this fiber ticks while so many others wait for a thread each, whose loop runs a fiber alone.
+fn ticks_beside_threads_of_their_own(fibers: usize, wait: Duration) -> usize {
+    let inside = Arc::new(Barrier::new(fibers));
+    let fibers: Vec<_> = (0..fibers)
+        .map(|_| {
+            let inside = Arc::clone(&inside);
+            kapok::spawn_local(move || {
+                let thread = std::thread::spawn(move || {
+                    Runtime::builder().threads(1).build().unwrap().run(move || {
+                        assert!(kapok::on_fiber());
+                        alone_on_its_thread(|| {
+                            // All at the same time.
+                            inside.wait();
+                            std::thread::sleep(wait);
+                        })
+                    })
+                });
+                thread.join().unwrap()
+            })
+        })
+        .collect();
+    let mut ticks = 0;
+    while !fibers.iter().all(|fiber| fiber.is_finished()) {
+        kapok::sleep(Duration::from_millis(1)).unwrap();
+        ticks += 1;
+    }
+    for fiber in fibers {
+        assert_eq!(fiber.join().unwrap(), Ok(()));
+    }
+    ticks
 }

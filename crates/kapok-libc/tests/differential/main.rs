@@ -3,6 +3,8 @@
 //!
 //! Waits end by time-outs of 2 ms, since whoever makes the calls is alone in its world.
 
+#[path = "../backlog/mod.rs"]
+mod backlog;
 mod names;
 mod resolver;
 mod scenes;

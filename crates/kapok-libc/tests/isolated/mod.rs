@@ -2,10 +2,13 @@
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_long};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use libc::pid_t;
 
 #[path = "../engines/mod.rs"]
 mod engines;
@@ -93,17 +96,57 @@ pub(crate) fn is_blocked(signal: c_int) -> bool {
     }
 }
 
-/// Sends the calling thread a signal in a while. Not the process, of which the harness has a thread
-/// that would handle it.
-pub(crate) fn send(signal: c_int, after: Duration) -> std::thread::JoinHandle<()> {
+/// Sends the calling thread a signal in a while, once the fiber that calls this has suspended. Not the
+/// process, of which the harness has a thread that would handle it.
+pub(crate) fn send(signal: c_int, after: Duration) -> JoinHandle<()> {
+    send_after(signal, move || std::thread::sleep(after))
+}
+
+/// The same after `before`, which is done by another thread.
+pub(crate) fn send_after(signal: c_int, before: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    send_from(signal, move |thread| {
+        before();
+        until_it_waits(thread);
+    })
+}
+
+/// The same wherever the thread is by then: for a signal that is blocked, or an engine that never waits.
+pub(crate) fn send_anyway(signal: c_int, after: Duration) -> JoinHandle<()> {
+    send_from(signal, move |_| std::thread::sleep(after))
+}
+
+fn send_from(signal: c_int, before: impl FnOnce(pid_t) + Send + 'static) -> JoinHandle<()> {
     // SAFETY: no conditions.
     let thread = unsafe { libc::gettid() };
     std::thread::spawn(move || {
-        std::thread::sleep(after);
+        before(thread);
         // SAFETY: a thread of this process.
         unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
     })
 }
+
+/// Waits until the loop of a thread waits in its engine, as it does only where no fiber can run. A test
+/// in which it never does is ended by its limit.
+fn until_it_waits(thread: pid_t) {
+    let path = format!("/proc/self/task/{thread}/syscall");
+    let waits = |now: &str| {
+        let call = now.split(' ').next().and_then(|number| number.parse().ok());
+        call.is_some_and(|call| WAITS_OF_ENGINES.contains(&call))
+    };
+    // Of a thread that runs it tells no number.
+    while !std::fs::read_to_string(&path).is_ok_and(|now| waits(&now)) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+const WAITS_OF_ENGINES: &[c_long] = &[
+    libc::SYS_io_uring_enter,
+    libc::SYS_epoll_pwait,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+];
 
 pub(crate) fn errno() -> c_int {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)

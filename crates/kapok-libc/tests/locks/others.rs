@@ -1,12 +1,14 @@
 //! Read-write locks, semaphores, barriers, what is done once, and joining threads.
 
+use std::cell::Cell;
 use std::ffi::c_void;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::calls::{Object, pthread_once, pthread_timedjoin_np, soon};
-use crate::world::{on_fibers, rounds, suspended};
+use crate::world::{PATIENCE, on_fibers, rounds, suspended, until};
 
 type ReadWrite = Object<libc::pthread_rwlock_t>;
 type Semaphore = Object<libc::sem_t>;
@@ -175,15 +177,26 @@ fn what_is_done_once_is_waited_for() {
 #[test]
 fn a_fiber_waits_for_a_thread_to_end() {
     on_fibers(1, || {
-        let ticks = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&ticks);
+        /// Whether the thread may end.
+        static MAY_END: AtomicBool = AtomicBool::new(false);
+        MAY_END.store(false, Ordering::SeqCst);
+        let joins = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&joins);
+        // It tells the thread when it has ticked for long enough beside the join.
         let ticker = kapok::spawn_local(move || {
-            while kapok::sleep(Duration::from_millis(1)).is_ok() {
-                counted.fetch_add(1, Ordering::Relaxed);
+            let mut ticks = 0;
+            while ticks < 10 {
+                kapok::sleep(Duration::from_millis(1)).unwrap();
+                ticks += usize::from(seen.get());
             }
+            MAY_END.store(true, Ordering::SeqCst);
         });
-        extern "C" fn sleep(argument: *mut c_void) -> *mut c_void {
-            std::thread::sleep(Duration::from_millis(60));
+        extern "C" fn wait(argument: *mut c_void) -> *mut c_void {
+            let begin = Instant::now();
+            // At some time it is over where the join blocks the ticker's thread.
+            while !MAY_END.load(Ordering::SeqCst) && begin.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             argument
         }
         let before = suspended("pthread_join");
@@ -192,17 +205,18 @@ fn a_fiber_waits_for_a_thread_to_end() {
         unsafe {
             let mut thread: libc::pthread_t = std::mem::zeroed();
             let argument = std::ptr::without_provenance_mut(77);
-            libc::pthread_create(&raw mut thread, std::ptr::null(), sleep, argument);
+            libc::pthread_create(&raw mut thread, std::ptr::null(), wait, argument);
             let at = soon(libc::CLOCK_REALTIME, 5);
             let timed = pthread_timedjoin_np(thread, &raw mut value, &raw const at);
             assert_eq!(timed, libc::ETIMEDOUT);
+            joins.set(true);
             assert_eq!(libc::pthread_join(thread, &raw mut value), 0);
             assert_eq!(libc::pthread_join(libc::pthread_self(), &raw mut value), libc::EDEADLK);
         }
         assert_eq!(value.addr(), 77);
-        assert_eq!(suspended("pthread_join"), before + 1);
-        assert!(ticks.load(Ordering::Relaxed) >= 10, "the thread was blocked");
-        ticker.cancel();
+        // Other tests join too.
+        assert!(suspended("pthread_join") > before);
+        assert!(ticker.is_finished(), "the thread was blocked");
         ticker.join().unwrap();
     });
 }
@@ -251,9 +265,9 @@ fn the_newer_waits_at_futexes_park_too() {
         kapok::sleep(Duration::from_millis(5)).unwrap();
         let wake = |word: &AtomicU32| {
             // SAFETY: a word; nothing is written.
-            while unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), WAKE_PRIVATE, 1) } == 0 {
-                kapok::sleep(Duration::from_micros(200)).unwrap();
-            }
+            until(
+                || unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), WAKE_PRIVATE, 1) } != 0,
+            );
         };
         wake(&words[1]);
         assert_eq!(waiter.join().unwrap(), (1, -1, Some(libc::EAGAIN)));
@@ -267,6 +281,8 @@ fn the_newer_waits_at_futexes_park_too() {
             return;
         }
         let there = Arc::clone(&words);
+        let timed_out = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&timed_out);
         let waiter = kapok::spawn_local(move || {
             let wait = |expected: u32, at: *const libc::timespec| {
                 let (word, clock) = (there[0].as_ptr(), libc::CLOCK_MONOTONIC);
@@ -278,10 +294,12 @@ fn the_newer_waits_at_futexes_park_too() {
             };
             let soon = soon(libc::CLOCK_MONOTONIC, 5);
             assert_eq!(wait(7, &raw const soon), (-1, Some(libc::ETIMEDOUT)));
+            timed_out.set(true);
             assert_eq!(wait(8, std::ptr::null()), (-1, Some(libc::EAGAIN)));
             wait(7, std::ptr::null()).0
         });
-        kapok::sleep(Duration::from_millis(10)).unwrap();
+        // Before, it would wake that wait.
+        until(|| seen.get());
         wake(&words[0]);
         assert_eq!(waiter.join().unwrap(), 0);
     });

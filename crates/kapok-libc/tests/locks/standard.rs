@@ -172,7 +172,6 @@ fn of_many_that_wait_for_a_few_things_only_those_run_that_may_get_one() {
 fn a_timed_wait_at_a_condition_ends() {
     on_fibers(1, || {
         let pair = (Mutex::new(()), Condvar::new());
-        let begin = std::time::Instant::now();
         let ticks = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&ticks);
         let ticker = kapok::spawn_local(move || {
@@ -180,11 +179,16 @@ fn a_timed_wait_at_a_condition_ends() {
                 counted.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let limit = Duration::from_millis(50);
-        let (_guard, ended) = pair.1.wait_timeout(pair.0.lock().unwrap(), limit).unwrap();
-        assert!(ended.timed_out());
-        assert!(begin.elapsed() >= limit);
-        assert!(ticks.load(Ordering::Relaxed) >= 5, "the thread was blocked");
+        // A thread that is blocked is so each time; a machine with much to do is late once.
+        let ticked = (0..3).any(|_| {
+            ticks.store(0, Ordering::Relaxed);
+            let (begin, limit) = (std::time::Instant::now(), Duration::from_millis(50));
+            let (_guard, ended) = pair.1.wait_timeout(pair.0.lock().unwrap(), limit).unwrap();
+            assert!(ended.timed_out());
+            assert!(begin.elapsed() >= limit);
+            ticks.load(Ordering::Relaxed) >= 5
+        });
+        assert!(ticked, "the thread was blocked");
         ticker.cancel();
         ticker.join().unwrap();
     });

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Who runs it: it refuses to be run by root.
@@ -23,7 +24,10 @@ impl Postgres {
             crate::skipped::skip("there is no PostgreSQL (apt-get install postgresql)");
             return None;
         };
-        let directory = std::env::temp_dir().join(format!("kapok-postgres-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kapok-postgres-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
         if is_root() {

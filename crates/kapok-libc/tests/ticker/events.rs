@@ -156,15 +156,15 @@ fn held<T: 'static>(
 ) {
     let lock = Zeroed::<T>::new();
     let (there, (tells, told)) = (Arc::clone(&lock), std::sync::mpsc::channel());
+    let has_blocked = next_has_blocked();
     std::thread::spawn(move || {
         // SAFETY: a lock that is there.
         assert_eq!(unsafe { take(there.at()) }, 0);
         tells.send(()).unwrap();
-        std::thread::sleep(BLOCKED * 2);
+        has_blocked();
         // SAFETY: held by this thread.
         assert_eq!(unsafe { give(there.at()) }, 0);
     });
-    // The thread holds it soon, and sleeps long enough for the ticker to begin.
     told.recv().unwrap();
     beside_a_ticker(name, move || {
         assert_eq!(takes(lock.at()), 0, "{name}");
@@ -245,7 +245,7 @@ pub(super) fn locks() {
         // SAFETY: as above; places, of which nothing is read.
         let at =
             |both: &Zeroed<Both>| unsafe { (&raw mut (*both.at()).0, &raw mut (*both.at()).1) };
-        later(move || {
+        let signal = move || {
             let (condition, mutex) = at(&there);
             // SAFETY: as above.
             unsafe {
@@ -253,8 +253,8 @@ pub(super) fn locks() {
                 libc::pthread_cond_signal(condition);
                 libc::pthread_mutex_unlock(mutex);
             }
-        });
-        beside_a_ticker(name, move || {
+        };
+        until_over(name, signal, move || {
             let (condition, mutex) = at(&both);
             // SAFETY: as above.
             unsafe { libc::pthread_mutex_lock(mutex) };
@@ -277,7 +277,7 @@ pub(super) fn locks() {
         libc::pthread_barrier_wait(barrier.at());
     });
 
-    let thread = std::thread::spawn(|| std::thread::sleep(BLOCKED * 2));
+    let thread = std::thread::spawn(next_has_blocked());
     beside_a_ticker("pthread_join", move || thread.join().unwrap());
 
     let word = Arc::new(AtomicU32::new(0));
@@ -287,7 +287,12 @@ pub(super) fn locks() {
         // SAFETY: a word that is there; no time limit.
         unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, null::<c_void>()) }
     };
-    later(move || assert_eq!(futex(&there, libc::FUTEX_WAKE, 1), 1));
+    later(move || {
+        // It may not wait yet.
+        while futex(&there, libc::FUTEX_WAKE, 1) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
     beside_a_ticker("futex", move || assert_eq!(futex(&word, libc::FUTEX_WAIT, 0), 0));
 }
 
@@ -313,9 +318,7 @@ pub(super) fn signals() {
     let thread = unsafe { libc::gettid() };
     let kill = move || {
         // SAFETY: a thread of this process.
-        later(move || unsafe {
-            libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGNAL);
-        });
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGNAL) };
     };
     // SAFETY: plain data, and a handler that may run anywhere.
     let set = unsafe {
@@ -326,11 +329,9 @@ pub(super) fn signals() {
         libc::sigaddset(&raw mut set, SIGNAL);
         set
     };
-    kill();
     // SAFETY: no memory.
-    beside_a_ticker("pause", || assert_eq!(unsafe { libc::pause() }, -1));
-    kill();
-    beside_a_ticker("sigsuspend", || {
+    until_over("pause", kill, || assert_eq!(unsafe { libc::pause() }, -1));
+    until_over("sigsuspend", kill, || {
         // SAFETY: a set of none.
         assert_eq!(unsafe { libc::sigsuspend(&std::mem::zeroed()) }, -1);
     });
@@ -355,7 +356,8 @@ pub(super) fn signals() {
         }),
     ];
     for (name, wait) in waits {
-        kill();
+        // Blocked, and so it stays pending.
+        later(kill);
         beside_a_ticker(name, move || assert!(wait(&set), "{name}"));
     }
     change(libc::SIG_UNBLOCK);

@@ -3,6 +3,9 @@
 #![allow(clippy::type_complexity, reason = "tables of calls are written where they are called")]
 
 mod events;
+#[allow(dead_code, reason = "other tests need more of it")]
+#[path = "../one_loop/mod.rs"]
+mod one_loop;
 mod transfers;
 
 use std::cell::UnsafeCell;
@@ -15,6 +18,7 @@ use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use events::{children, locks, names, readiness, signals, sleeps};
@@ -42,6 +46,21 @@ static LATE: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
 /// is late beside one call or the other.
 const ROUNDS: usize = 3;
 
+/// How many calls [`beside_a_ticker`] has begun.
+static BEGUN: AtomicU32 = AtomicU32::new(0);
+
+/// Waits, on another thread than who calls this, until the next call has begun and has blocked for long
+/// enough.
+fn next_has_blocked() -> impl FnOnce() + Send + 'static {
+    let begun = BEGUN.load(Ordering::SeqCst);
+    move || {
+        while BEGUN.load(Ordering::SeqCst) == begun {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(BLOCKED + Duration::from_millis(10));
+    }
+}
+
 /// Calls `blocks` on a fiber with a ticker beside it, and notes it if the thread was blocked.
 fn beside_a_ticker(name: &'static str, blocks: impl FnOnce() + 'static) {
     let tick = Duration::from_millis(1);
@@ -53,6 +72,7 @@ fn beside_a_ticker(name: &'static str, blocks: impl FnOnce() + 'static) {
     let ticker = kapok::spawn_local(move || largest_gap(|| kapok::sleep(tick).unwrap(), &seen));
     kapok::yield_now();
     let began = Instant::now();
+    BEGUN.fetch_add(1, Ordering::SeqCst);
     let caller = kapok::spawn_local(blocks);
     caller.join().unwrap();
     let took = began.elapsed();
@@ -67,12 +87,35 @@ fn beside_a_ticker(name: &'static str, blocks: impl FnOnce() + 'static) {
     }
 }
 
-/// Does `f` from another thread once the call has blocked for long enough.
-fn later(f: impl FnOnce() + Send + 'static) {
+/// Does `f` from another thread once the next call has blocked for long enough.
+fn later(f: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let has_blocked = next_has_blocked();
     std::thread::spawn(move || {
-        std::thread::sleep(BLOCKED + Duration::from_millis(10));
+        has_blocked();
         f();
+    })
+}
+
+/// Calls `blocks` as [`beside_a_ticker`] does, and does `ends` from another thread, again and again until
+/// the call is over: what comes before the call waits is lost.
+fn until_over(
+    name: &'static str,
+    ends: impl Fn() + Send + 'static,
+    blocks: impl FnOnce() + 'static,
+) {
+    let over = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&over);
+    let ending = later(move || {
+        while !seen.load(Ordering::SeqCst) {
+            ends();
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
+    beside_a_ticker(name, move || {
+        blocks();
+        over.store(true, Ordering::SeqCst);
+    });
+    ending.join().unwrap();
 }
 
 fn pipe() -> [RawFd; 2] {
@@ -138,10 +181,9 @@ fn receiving(name: &'static str, waits: impl Fn(RawFd) -> isize + 'static) {
 
 #[test]
 fn the_ticker_goes_on_beside_each_call() {
-    kapok_libc::install();
     let mut late: Option<BTreeSet<&str>> = None;
     for _ in 0..ROUNDS {
-        kapok::Runtime::builder().threads(1).build().unwrap().run(|| {
+        one_loop::run(Duration::from_secs(200), || {
             sockets();
             readiness();
             sleeps();

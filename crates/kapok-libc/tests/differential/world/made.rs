@@ -57,26 +57,6 @@ pub(super) fn acknowledged(fd: RawFd, peer: RawFd) {
     }
 }
 
-/// Waits until so many connections are in the listener's backlog. connect(2) returns before the last
-/// acknowledgement is there, on a busy machine long before.
-pub(super) fn arrived(listener: RawFd, backlog: usize) {
-    let deadline = Instant::now() + Duration::from_secs(1);
-    loop {
-        // `tcpi_unacked`, which tells it of a listener.
-        let mut info = [0_u32; 7];
-        let mut len = size_of_val(&info) as libc::socklen_t;
-        // SAFETY: a local of the size that is told.
-        unsafe {
-            let value = info.as_mut_ptr().cast();
-            libc::getsockopt(listener, libc::IPPROTO_TCP, libc::TCP_INFO, value, &raw mut len);
-        }
-        if info[6] as usize >= backlog || Instant::now() > deadline {
-            return;
-        }
-        std::thread::yield_now();
-    }
-}
-
 pub(super) fn connect(fd: RawFd, address: &libc::sockaddr_in) -> c_int {
     // SAFETY: an address of its size.
     unsafe { libc::connect(fd, (&raw const *address).cast(), size_of_val(address) as _) }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 mod made;
 mod transfers;
 
+use crate::backlog::arrived;
 use crate::names;
-use made::{acknowledged, arrived, bound, connect, file, pair, set_time_outs};
+use made::{acknowledged, bound, connect, file, pair, set_time_outs};
 
 /// How many descriptors a world has.
 pub(crate) const SLOTS: usize = 14;
