@@ -21,7 +21,7 @@ pub(crate) fn apart(name: &str) -> Option<Output> {
         return None;
     }
     let mut command = Command::new("timeout");
-    command.arg("60").arg(std::env::current_exe().unwrap());
+    command.arg("180").arg(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(VARIABLE, name);
     Some(command.output().unwrap())
 }
