@@ -33,7 +33,7 @@ use super::values::{microseconds, milliseconds, named, seconds};
   kapok compare --protocol echo --models epoll,uring,fiber --costs
   kapok compare --protocol http --body 1800 --pipeline 16 --json result.json")]
 pub(crate) struct CompareOptions {
-    /// echo, http or files; without it the first two
+    /// echo, http or files; without it the first two, with --c10k echo
     #[arg(long, value_parser = named::<Protocol>)]
     pub(crate) protocol: Option<Protocol>,
     /// The models, separated by commas; without it all thirteen, or none beside --server
@@ -94,7 +94,8 @@ pub(crate) struct CompareOptions {
     /// Rounds: each model is measured once in each. With --full, the most of them
     #[arg(long, value_name = "N")]
     pub(crate) rounds: Option<usize>,
-    /// As many short rounds as bring the 95 % interval of each CPU ratio to ± 2.5 %, at most 200
+    /// Short rounds until the 95 % interval of each CPU ratio is ± 2.5 % and its verdict is settled: 10 to
+    /// 200, or --rounds
     #[arg(long)]
     pub(crate) full: bool,
     /// Count what a request costs, for each model in a run of its own: CPU time, system calls and

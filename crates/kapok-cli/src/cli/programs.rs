@@ -59,8 +59,8 @@ pub(crate) struct ObserveOptions {
 ///
 /// Puts libkapok.so before the program (LD_PRELOAD), and becomes it: standard streams, signals and the
 /// exit status are the program's, and its children are run the same way. What waits on a fiber suspends
-/// the fiber and not the thread. The library is beside this program, in ../lib/kapok, or where
-/// KAPOK_LIBRARY says.
+/// the fiber and not the thread. The library is where KAPOK_LIBRARY says, or else beside this
+/// program, in ../lib/kapok or in ../lib.
 ///
 /// Exits with 127 if there is no such program and 126 if it cannot be run so: it is linked statically,
 /// has other privileges (setuid), or is made by Go.

@@ -101,7 +101,7 @@ pub(crate) struct LoadOptions {
     /// The server
     #[arg(value_parser = address, value_name = "ADDR", required_unless_present_any = ["join", "listen"])]
     pub(crate) addr: Option<SocketAddr>,
-    /// What it speaks: echo or http
+    /// What it speaks: echo or http (files is http)
     #[arg(long, default_value = "echo", value_parser = named::<Protocol>)]
     pub(crate) protocol: Protocol,
     /// Connections to open
