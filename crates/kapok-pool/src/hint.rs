@@ -20,7 +20,7 @@ pub struct Hint {
     /// Tries may wait all the same: `O_DIRECT`.
     never: bool,
     /// Writes go to the end of the file: `O_APPEND`.
-    appends: bool,
+    writes_wait: bool,
     /// There are no offsets in it.
     is_stream: bool,
     tries: [AtomicU32; 2],
@@ -37,7 +37,7 @@ impl Hint {
         let flags = flags(fd);
         Hint {
             never: !never_waits(flags),
-            appends: appends(flags),
+            writes_wait: writes_wait(flags),
             is_stream: has_no_offsets(fd),
             tries: Default::default(),
         }
@@ -46,8 +46,8 @@ impl Hint {
     fn may_try(&self, direction: Direction, always: bool) -> bool {
         let tries = &self.tries[direction as usize];
         let seen = tries.load(Ordering::Relaxed);
-        let torn = self.appends && direction == Direction::Write;
-        if self.never || torn || seen == UNSUPPORTED {
+        let waits = self.writes_wait && direction == Direction::Write;
+        if self.never || waits || seen == UNSUPPORTED {
             return false;
         }
         if always || seen & 0xffff == 0 {
@@ -81,7 +81,7 @@ pub(crate) fn may_try<D: Descriptor>(file: &D, direction: Direction, always: boo
         Some(hint) => hint.may_try(direction, always),
         None => {
             let flags = flags(file.raw());
-            never_waits(flags) && !(direction == Direction::Write && appends(flags))
+            never_waits(flags) && !(direction == Direction::Write && writes_wait(flags))
         }
     }
 }
@@ -107,10 +107,11 @@ fn flags(fd: i32) -> i32 {
     unsafe { libc::fcntl(fd, libc::F_GETFL) }
 }
 
-/// Whether writes go to the end whatever their offset. A try that moved a part of one would let others
-/// in between.
-fn appends(flags: i32) -> bool {
-    flags >= 0 && flags & libc::O_APPEND != 0
+/// Whether writes are not to be tried: if they go to the end whatever their offset, where a try that moved a
+/// part of one would let others in between; or if they end with a flush of the device (`O_SYNC` has the bit
+/// of `O_DSYNC`), which a try waits for as well.
+fn writes_wait(flags: i32) -> bool {
+    flags >= 0 && flags & (libc::O_APPEND | libc::O_DSYNC) != 0
 }
 
 /// Whether a try never waits: not with `O_DIRECT`, where the kernel has the try wait for the device.
@@ -161,18 +162,23 @@ mod tests {
     }
 
     #[test]
-    fn appends_are_never_tried_and_reads_of_the_same_file_are() {
-        let path = std::env::temp_dir().join(format!("kapok-pool-hint-{}", std::process::id()));
-        let mut options = std::fs::File::options();
-        let file = options.append(true).read(true).create(true).open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let plain = std::sync::Arc::new(file.try_clone().unwrap());
-        let kept = crate::OpenFile::from(file);
-        for always in [false, true] {
-            assert!(!may_try(&plain, Direction::Write, always));
-            assert!(!may_try(&kept, Direction::Write, always));
-            assert!(may_try(&plain, Direction::Read, always));
-            assert!(may_try(&kept, Direction::Read, always));
+    fn appends_and_writes_that_flush_are_never_tried_and_reads_of_the_same_file_are() {
+        use std::os::unix::fs::OpenOptionsExt;
+        for flags in [libc::O_APPEND, libc::O_DSYNC, libc::O_SYNC] {
+            let path = std::env::temp_dir()
+                .join(format!("kapok-pool-hint-{flags}-{}", std::process::id()));
+            let mut options = std::fs::File::options();
+            options.write(true).read(true).create(true).custom_flags(flags);
+            let file = options.open(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let plain = std::sync::Arc::new(file.try_clone().unwrap());
+            let kept = crate::OpenFile::from(file);
+            for always in [false, true] {
+                assert!(!may_try(&plain, Direction::Write, always));
+                assert!(!may_try(&kept, Direction::Write, always));
+                assert!(may_try(&plain, Direction::Read, always));
+                assert!(may_try(&kept, Direction::Read, always));
+            }
         }
     }
 }

@@ -31,6 +31,9 @@ struct Inbox {
     /// How many operations may still bring some: one, or none.
     running: u32,
     waker: Option<Waker>,
+    /// What recv(2) said behind the pieces, and says but once: a connection that was reset is at its end
+    /// ever after.
+    error: Option<io::Error>,
 }
 
 /// What was received and not taken yet.
@@ -67,6 +70,25 @@ impl Brings {
 }
 
 impl Brings {
+    /// Whether the stream is at its end, by what an operation has come to. What has befallen the socket is
+    /// kept for whoever takes the pieces, also if nobody waits for the operation.
+    fn ended(&self, landed: io::Result<Landed>) -> io::Result<bool> {
+        let error = match landed {
+            // The bytes were told of before.
+            Ok(landed) => return Ok(landed.res == 0),
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            None | Some(libc::ECANCELED | libc::ENOBUFS | libc::EOPNOTSUPP | libc::EINVAL) => {
+                Err(error)
+            }
+            Some(_) => {
+                self.0.lock().error.get_or_insert(error);
+                Ok(false)
+            }
+        }
+    }
+
     /// It will bring nothing more.
     fn end(&self) {
         let mut inbox = self.0.lock();
@@ -113,8 +135,7 @@ unsafe impl<D: Descriptor> Request for ReceiveMany<D> {
     }
 
     fn finish(self, landed: io::Result<Landed>) -> io::Result<bool> {
-        // The bytes were told of before.
-        landed.map(|landed| landed.res == 0)
+        self.brings.ended(landed)
     }
 }
 
@@ -140,13 +161,14 @@ unsafe impl<D: Descriptor> Request for ReceiveOnce<D> {
     }
 
     fn finish(mut self, landed: io::Result<Landed>) -> io::Result<bool> {
-        let count = landed?.res as usize;
+        let count = landed.as_ref().map_or(0, |landed| landed.res as usize);
         // SAFETY: the kernel has written so many.
         unsafe { self.buffer.set_len(count) };
+        let ended = self.brings.ended(landed);
         if count > 0 {
             self.brings.0.add(self.buffer);
         }
-        Ok(count == 0)
+        ended
     }
 }
 
@@ -211,6 +233,9 @@ impl<D: Descriptor> Receiver<D> {
                     inbox.bytes -= piece.len();
                     return Poll::Ready(Some(Ok(piece)));
                 }
+                if let Some(error) = inbox.error.take() {
+                    return Poll::Ready(Some(Err(error)));
+                }
                 inbox.waker = Some(context.waker().clone());
             }
             if self.is_at_end {
@@ -224,7 +249,7 @@ impl<D: Descriptor> Receiver<D> {
                     // It was to leave the rest to the kernel, or all buffers were taken just then.
                     Some(libc::ECANCELED | libc::ENOBUFS) => {}
                     Some(libc::EOPNOTSUPP | libc::EINVAL) if !self.by_one => self.by_one = true,
-                    // What came before it comes first, and the error again.
+                    // What came before it comes first, and the error again: it is the pool's.
                     _ if !self.received.lock().pieces.is_empty() => {}
                     _ => return Poll::Ready(Some(Err(error))),
                 },
@@ -232,10 +257,10 @@ impl<D: Descriptor> Receiver<D> {
         }
     }
 
-    /// Ends the receiving, and answers what was received and not taken, in its order. Once it is over
-    /// nothing more is taken out of the socket. Dropped, it ends all the same, and what was received is
+    /// Ends the receiving, and answers what was received and not taken, in its order, and what recv(2) said
+    /// behind it, which it will not say again. Once it is over nothing more is taken out of the socket. Dropped, it ends all the same, and what was received is
     /// gone. If the ring has broken in mid-run, what the kernel had taken and not told of is gone too.
-    pub async fn stop(mut self) -> Vec<Vec<u8>> {
+    pub async fn stop(mut self) -> (Vec<Vec<u8>>, io::Result<()>) {
         // Cancels it, and its last landing comes some time.
         self.running = None;
         poll_fn(|context| {
@@ -244,7 +269,8 @@ impl<D: Descriptor> Receiver<D> {
                 inbox.waker = Some(context.waker().clone());
                 return Poll::Pending;
             }
-            Poll::Ready(std::mem::take(&mut inbox.pieces).into())
+            let said = inbox.error.take().map_or(Ok(()), Err);
+            Poll::Ready((std::mem::take(&mut inbox.pieces).into(), said))
         })
         .await
     }
@@ -299,9 +325,10 @@ mod tests {
         let error = io::Error::from_raw_os_error(libc::EPERM);
         steps.recover(&error).unwrap();
         let mut stop = pin!(receiver.stop());
-        let Poll::Ready(pieces) = stop.as_mut().poll(&mut context) else {
+        let Poll::Ready((pieces, said)) = stop.as_mut().poll(&mut context) else {
             panic!("it waits for what never comes");
         };
         assert_eq!(pieces.concat(), b"before");
+        said.unwrap();
     }
 }

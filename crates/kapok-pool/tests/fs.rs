@@ -355,6 +355,11 @@ fn copies_have_content_holes_and_mode() {
             let count = fs::copy(&pool, "/proc/self/status", &to).await.unwrap();
             assert_eq!(std::fs::metadata(&to).unwrap().len(), count);
             assert!(std::fs::read_to_string(&to).unwrap().starts_with("Name:"));
+            // What is said to be a page long, and is a line.
+            let (online, copied) = ("/sys/devices/system/cpu/online", directory.path("online"));
+            let line = std::fs::read(online).unwrap();
+            assert_eq!(fs::copy(&pool, online, &copied).await.unwrap(), line.len() as u64);
+            assert_eq!(std::fs::read(&copied).unwrap(), line);
             let error = fs::copy(&pool, &from, &from).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert_eq!(std::fs::metadata(&from).unwrap().len(), 16 << 20);

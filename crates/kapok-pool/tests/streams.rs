@@ -238,13 +238,34 @@ fn a_receiver_that_is_stopped_leaves_the_rest_in_the_socket() {
                 while all.len() < 3000 {
                     all.extend(block_on(receiver.next()).unwrap().unwrap());
                 }
-                all.extend(block_on(receiver.stop()).concat());
+                let (rest, said) = block_on(receiver.stop());
+                said.unwrap();
+                all.extend(rest.concat());
                 // And from here on as ever.
                 (&*near).read_to_end(&mut all).unwrap();
             });
             assert!(all == sent, "round {round}");
         }
         eventually("all has landed", || pool.stats().pending() == 0);
+    }
+}
+
+#[test]
+fn a_receiver_that_is_stopped_tells_of_a_reset() {
+    let _turn = harness::turn();
+    for pool in pools() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        // What the peer leaves unread makes a reset of its end.
+        (&near).write_all(b"unread").unwrap();
+        let mut receiver = pool.receiver(&Arc::new(near));
+        far.write_all(b"data").unwrap();
+        assert_eq!(block_on(receiver.next()).unwrap().unwrap(), b"data");
+        assert!(poll_once(&mut Box::pin(receiver.next())).is_pending());
+        drop(far);
+        eventually("the reset has landed", || pool.stats().pending() == 0);
+        let (rest, said) = block_on(receiver.stop());
+        assert!(rest.is_empty());
+        assert_eq!(said.unwrap_err().raw_os_error(), Some(libc::ECONNRESET));
     }
 }
 

@@ -166,18 +166,22 @@ impl File {
     pub async fn copy_all(&self, to: &File) -> io::Result<u64> {
         let len = self.metadata().await?.len();
         let mut at = 0;
+        #[cfg_attr(
+            not(target_os = "linux"),
+            allow(unused_mut, reason = "only there it is found out")
+        )]
+        let mut is_short = false;
         #[cfg(target_os = "linux")]
-        while at < len {
+        while at < len && !is_short {
             let Some(data) = self.data_from(at).await? else { break };
             let count = data.end - data.start;
             let copied = self.copy_range(data.start, to, data.start, count).await?;
             at = data.start + copied;
-            if copied < count {
-                break;
-            }
+            is_short = copied < count;
         }
-        if at < len {
-            // A hole at the end, or a file that has been cut meanwhile.
+        // One that was cut meanwhile, or that the system makes as it is read, ends where its data ends.
+        if at < len && !is_short {
+            // A hole at the end.
             let end = self.metadata().await?.len();
             to.set_len(end.max(at)).await?;
             at = end.max(at);

@@ -67,6 +67,10 @@ const CROWDED_WAIT: Duration = Duration::from_millis(10);
 /// So many times fewer looks are taken for completions at most: as long as such a wait.
 const COMPLETION_LOOKS: u32 = 8;
 
+/// So many batches are submitted before the engine looks at what has happened, whatever it says: where all
+/// of them are over at once it has no other reason to, and what waits would wait for their end.
+const MOST_UNSEEN: u32 = 8;
+
 /// A device that has so many operations is not kept waiting by the next.
 const BUSY_DEVICE: usize = 32;
 
@@ -133,6 +137,8 @@ pub(crate) struct Loop<E> {
     /// Taken and not yet submitted, from `begun` on.
     batch: Vec<u32>,
     begun: usize,
+    /// Batches since the engine has looked.
+    unseen: u32,
     /// What has landed; up to `handed` it is completed.
     landed: Completions,
     handed: usize,
@@ -177,6 +183,7 @@ impl<E: Engine> Loop<E> {
             patience: patience(&pace),
             batch: Vec::with_capacity(pace.take),
             begun: 0,
+            unseen: 0,
             landed: Completions::with_capacity(pace.most_in_flight),
             handed: 0,
             wakers: Vec::with_capacity(pace.completion_batch),
@@ -271,14 +278,15 @@ impl<E: Engine> Loop<E> {
                 if self.in_flight.saturating_sub(taken) >= BUSY_DEVICE {
                     continue;
                 }
-                self.engine.turn(Wait::No, &mut self.landed)?;
+                self.look()?;
             }
         }
         self.batch.clear();
         self.begun = 0;
         self.port().counters.batch(taken);
-        if self.engine.wants_turn() {
-            self.engine.turn(Wait::No, &mut self.landed)?;
+        self.unseen += 1;
+        if self.engine.wants_turn() || self.unseen >= MOST_UNSEEN {
+            self.look()?;
         }
         self.last = Last::Submitted;
         self.next = Next::Spin;
@@ -371,6 +379,7 @@ impl<E: Engine> Loop<E> {
             Some(cancel_at) if !self.cancelling => cancel_at.min(began + limit),
             _ => began + limit,
         };
+        self.unseen = 0;
         let turned = self.engine.turn(Wait::Until(until), &mut self.landed);
         self.port().sleep().wake_up();
         turned?;
@@ -561,11 +570,17 @@ impl<E: Engine> Loop<E> {
         }
     }
 
+    /// Has the engine look at what has happened, and does not wait.
+    fn look(&mut self) -> std::io::Result<()> {
+        self.unseen = 0;
+        self.engine.turn(Wait::No, &mut self.landed)
+    }
+
     /// Whether something has landed, as far as can be told without a system call.
     #[inline]
     fn has_landed(&mut self) -> std::io::Result<bool> {
         if self.landed.is_empty() && self.engine.wants_turn() {
-            self.engine.turn(Wait::No, &mut self.landed)?;
+            self.look()?;
         }
         Ok(!self.landed.is_empty())
     }

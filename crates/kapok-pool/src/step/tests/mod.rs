@@ -41,6 +41,8 @@ struct Script {
     ready: VecDeque<(Key, i32)>,
     /// Submissions that are over at once.
     at_once: Option<i32>,
+    /// It does not say when there is something to look at.
+    is_silent: bool,
     in_flight: usize,
     now: Option<Instant>,
     /// What others do while the thread waits.
@@ -123,7 +125,7 @@ impl Engine for Scripted {
     fn wants_turn(&self) -> bool {
         let mut script = self.script.borrow_mut();
         script.asked += 1;
-        !script.ready.is_empty()
+        !script.is_silent && !script.ready.is_empty()
     }
 }
 

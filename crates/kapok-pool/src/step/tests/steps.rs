@@ -178,3 +178,23 @@ fn step_5_is_interrupted_by_submissions_and_loses_nothing() {
     bench.steps(2);
     assert!(bench.result(late).is_some());
 }
+
+#[test]
+fn what_waits_lands_beside_operations_that_are_over_at_once() {
+    let mut bench = Bench::new(pace(), 16);
+    let waiting = bench.submit();
+    bench.steps(2);
+    {
+        let mut script = bench.script.borrow_mut();
+        script.is_silent = true;
+        script.at_once = Some(0);
+        let key = bench.key(waiting);
+        script.ready.push_back((key, 7));
+    }
+    // Whoever submits is as fast as the thread.
+    for _ in 0..50 {
+        bench.submit();
+        bench.step();
+    }
+    assert!(bench.script.borrow().ready.is_empty(), "nobody has looked");
+}
