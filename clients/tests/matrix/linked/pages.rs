@@ -29,8 +29,15 @@ pub(super) fn points<P: Pages>() -> Points {
     ]
 }
 
+/// Gets the first page of the process, for which a library sets itself up. That computes for tens of
+/// milliseconds, in which no other fiber of the thread runs, and waits for nothing.
+fn set_up<P: Pages>(place: &Place) {
+    assert_eq!(P::get(place, "/", None).unwrap(), "quick");
+}
+
 /// A ticker beside a page that takes 300 ms.
 fn ticker<P: Pages>(place: &Place) {
+    set_up::<P>(place);
     let (page, _) = beside_a_ticker(Duration::from_millis(300), || P::get(place, "/slow", None));
     assert_eq!(page.unwrap(), "slow");
 }
@@ -54,6 +61,7 @@ fn hundred<P: Pages>(place: &Place) {
 
 /// The client's own limit ends a request that nobody answers.
 fn limit<P: Pages>(place: &Place) {
+    set_up::<P>(place);
     let limit = Duration::from_millis(250);
     let (page, took) = beside_a_ticker(limit * 9 / 10, || P::get(place, "/never", Some(limit)));
     println!("{}", page.unwrap_err());
