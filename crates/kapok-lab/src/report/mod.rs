@@ -128,3 +128,17 @@ pub fn write_hdr_log(to: &mut dyn Write, comparison: &Comparison) -> io::Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_number_is_read_as_it_was_written() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..100_000 {
+            let number = random.f64() * 10_f64.powi(random.i32(-9..12));
+            let written = serde_json::to_string(&number).unwrap();
+            let read: f64 = serde_json::from_str(&written).unwrap();
+            assert_eq!(read.to_bits(), number.to_bits(), "{written}");
+        }
+    }
+}
