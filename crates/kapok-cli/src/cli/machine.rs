@@ -89,7 +89,7 @@ pub(crate) struct DiskOptions {
 #[cfg(target_os = "linux")]
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  kapok latency                                      about 20 s
+  kapok latency                                      a few seconds
   kapok latency --file /data/scratch                 the disk that holds this file
   kapok latency --peer 192.0.2.7:7                   a round trip to an echo server, as kapok serve is
   kapok latency --only switch,spawn --json")]
