@@ -258,8 +258,9 @@ impl<D: Descriptor> Receiver<D> {
     }
 
     /// Ends the receiving, and answers what was received and not taken, in its order, and what recv(2) said
-    /// behind it, which it will not say again. Once it is over nothing more is taken out of the socket. Dropped, it ends all the same, and what was received is
-    /// gone. If the ring has broken in mid-run, what the kernel had taken and not told of is gone too.
+    /// behind it, which it will not say again. Once it is over nothing more is taken out of the socket.
+    /// Dropped, it ends all the same, and what was received is gone. If the ring has broken in mid-run, what
+    /// the kernel had taken and not told of is gone too.
     pub async fn stop(mut self) -> (Vec<Vec<u8>>, io::Result<()>) {
         // Cancels it, and its last landing comes some time.
         self.running = None;
