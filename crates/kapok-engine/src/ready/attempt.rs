@@ -109,6 +109,9 @@ pub(super) unsafe fn attempt(op: &Op, progress: &mut i32) -> Attempt {
             }
         }
         Op::Accept { fd, .. } if !is_nonblocking(fd) => when_ready(op, fd),
+        Op::Read { fd, .. } | Op::Write { fd, .. } if waits_for_device(op, fd) => {
+            Attempt::Thread(Carry::Blocking)
+        }
         Op::Read { fd, len, .. } | Op::Write { fd, len, .. } => {
             match tried() {
                 res if res == -libc::EAGAIN => match file_type(fd) {
@@ -216,6 +219,27 @@ fn is_failing(seen: i32) -> bool {
 /// Unix streams are another matter: under `MSG_WAITALL` recv(2) takes their error along with bytes.
 fn is_drained_tcp(fd: RawFd) -> bool {
     bytes_waiting(fd) == Ok(0) && drains(fd)
+}
+
+/// Whether a transfer that is asked not to wait (`RWF_NOWAIT`) waits for a device all the same: past the page
+/// cache (`O_DIRECT`) what is not waited for are locks, and a write that is to be on the device when it
+/// returns (`O_DSYNC`, `O_SYNC`) is flushed there in between.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn waits_for_device(op: &Op, fd: RawFd) -> bool {
+    let waits = match op {
+        Op::Write { .. } => libc::O_DIRECT | libc::O_DSYNC,
+        _ => libc::O_DIRECT,
+    };
+    // SAFETY: fcntl with integer arguments.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // Of a pipe the flag is another one.
+    flags >= 0 && flags & waits != 0 && matches!(file_type(fd), Ok(libc::S_IFREG | libc::S_IFBLK))
+}
+
+/// Nothing is tried that may wait.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn waits_for_device(_op: &Op, _fd: RawFd) -> bool {
+    false
 }
 
 /// A read or write that the kernel makes no promise about.

@@ -68,10 +68,6 @@ impl Ticket {
     fn change(&self, from: u32, to: u32) -> bool {
         self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
-
-    fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire) == CANCELLED
-    }
 }
 
 /// An operation on its way to a thread.
@@ -82,24 +78,29 @@ struct Loan(Op);
 unsafe impl Send for Loan {}
 
 impl Loan {
-    fn carry_out(self, carry: Carry, ticket: &Ticket) -> i32 {
+    /// `None` if it was called back while nothing needed it: it has landed.
+    fn carry_out(self, carry: Carry, ticket: &Ticket) -> Option<i32> {
         #[cfg(target_os = "linux")]
         if let (Carry::Recallable, Op::Entry { entry }) = (carry, self.0) {
             let recall = crate::sys::entry::Recall::new(&ticket.0, TAKEN);
             // SAFETY: the loan, see above.
-            return unsafe { crate::sys::entry::wait(entry, recall) };
+            return Some(unsafe { crate::sys::entry::wait(entry, recall) });
         }
         let mut nap = Duration::from_micros(100);
         loop {
             // SAFETY: the loan, see above.
             let res = unsafe { perform(&self.0, carry != Carry::Retrying) };
             if carry != Carry::Retrying || res != -libc::EAGAIN {
-                return res;
+                return Some(res);
             }
-            if ticket.is_cancelled() {
-                return -libc::ECANCELED;
+            // Who has it cancelled may close the number, which is another file's then.
+            if !ticket.let_go() {
+                return Some(-libc::ECANCELED);
             }
             std::thread::sleep(nap);
+            if !ticket.take_again() {
+                return None;
+            }
             nap = (nap * 2).min(Duration::from_millis(10));
         }
     }
@@ -193,8 +194,9 @@ impl Job {
 
     /// With the ticket.
     fn carry_out(self) {
-        let res = self.loan.carry_out(self.carry, &self.ticket);
-        self.inbox.post(self.key, res);
+        if let Some(res) = self.loan.carry_out(self.carry, &self.ticket) {
+            self.inbox.post(self.key, res);
+        }
     }
 
     /// On a thread of its own: there are not so many of the others, and the other end may want one.

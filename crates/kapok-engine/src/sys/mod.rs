@@ -14,6 +14,8 @@ mod sockets;
 pub use ended::outcome_of_refused;
 pub(crate) use ended::{ORDINARY, describe_end, is_at_end};
 pub use notifier::Notifier;
+#[cfg(target_os = "linux")]
+pub(crate) use perform::is_direct;
 pub(crate) use perform::{
     bytes_waiting, connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option,
 };

@@ -1,7 +1,7 @@
 //! A descriptor that one thread makes readable for another: an eventfd, or a pipe elsewhere.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use super::own::{OwnDescriptor, made};
 
@@ -97,5 +97,12 @@ impl Notifier {
 impl AsRawFd for Notifier {
     fn as_raw_fd(&self) -> RawFd {
         self.read.as_raw_fd()
+    }
+}
+
+impl AsFd for Notifier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is open as long as the notifier is, which is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
     }
 }

@@ -318,8 +318,18 @@ pub(crate) fn is_open(fd: RawFd) -> bool {
 
 /// Whether `fd` has `O_NONBLOCK`. A number that is not open has: its calls fail at once.
 pub(crate) fn is_nonblocking(fd: RawFd) -> bool {
+    has_flag(fd, libc::O_NONBLOCK)
+}
+
+/// Whether `fd` goes past the page cache.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_direct(fd: RawFd) -> bool {
+    has_flag(fd, libc::O_DIRECT)
+}
+
+fn has_flag(fd: RawFd, flag: i32) -> bool {
     // SAFETY: fcntl with integer arguments.
-    unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK != 0 }
+    unsafe { libc::fcntl(fd, libc::F_GETFL) & flag != 0 }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -3,15 +3,28 @@
 //! A chain lies in the submission queue, or in the backlog, in one piece: it is pushed whole or not at
 //! all, and `Ring::enter` submits it whole. Nothing of it is taken out again, because what is left
 //! would hang on whatever comes next; who is to end it asks the kernel.
+//!
+//! The engine makes chains of its own, of writes and syncs:
+//!
+//! ```text
+//!   write ── hard link ──► nop         Holding ── write lands: noted ──► LettingGo ── nop lands: told ──►
+//!                                         └─────── nop lands ──► Op ── write lands: told ──►
+//! ```
+//!
+//! A worker of the kernel that carries an operation out tells the ring of its end, and lets go of it after
+//! that. By then whoever waits may have closed the file and looked whether it is closed. What is linked to
+//! an operation begins when all have let go of it (`io_req_find_next` in the kernel's `io_uring.c`). Where
+//! the kernel has no memory for the second it has cut the chain, and that comes when it may.
 
 use std::io;
 
 use linux_raw_sys::io_uring as uapi;
 
 use super::ring::Sqe;
-use super::{Form, Uring, encode};
+use super::{FOLLOWERS, Form, NO_DESCRIPTOR, Pending, Uring, encode};
 use crate::entry::{BUFFER_SELECT, Entry, HARD_LINK, LINK, abi};
-use crate::op::{Key, Submitted};
+use crate::op::{Completion, Key, Op, Submitted};
+use crate::sys;
 
 /// When the next entry of a chain begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +64,47 @@ pub(super) fn bad_descriptor(sqe: &Sqe) -> Sqe {
     }
 }
 
+/// Whether one of the kernel's workers may carry it out, and what is closed after it is to be closed. What
+/// follows costs half a microsecond. A write past the page cache takes ten, and has a worker only where it makes
+/// the file larger.
+#[inline]
+pub(super) fn may_have_a_worker(op: &Op) -> bool {
+    match *op {
+        Op::Write { offset: Op::CURRENT_POSITION, .. } | Op::Sync { .. } => true,
+        Op::Write { fd, .. } => !sys::is_direct(fd),
+        _ => false,
+    }
+}
+
+/// The key of what follows this operation. There is one at most for a slot: whoever has the slot next has
+/// waited for both.
+pub(super) fn follower(key: Key) -> Key {
+    Key::new(FOLLOWERS + key.index(), Key::RESERVED_GENERATION)
+}
+
+/// The slot of the operation that this one follows.
+pub(super) fn followed(key: Key) -> Option<u32> {
+    key.index().checked_sub(FOLLOWERS)
+}
+
+/// Notes that what follows has landed. What there is to tell then.
+#[inline]
+pub(super) fn let_go(pending: &mut Pending, index: u32) -> Option<Completion> {
+    match pending.form {
+        Form::LettingGo => {
+            pending.fd = NO_DESCRIPTOR;
+            let key = Key::new(index, pending.generation);
+            Some(Completion { key, res: pending.res, flags: 0 })
+        }
+        _ => {
+            pending.form = Form::Op;
+            None
+        }
+    }
+}
+
 impl Uring {
-    /// [`Op::Entry`](crate::Op::Entry).
+    /// [`Op::Entry`].
     ///
     /// # Safety
     ///
@@ -85,7 +137,7 @@ impl Uring {
     /// # Safety
     ///
     /// For each of them that of [`Engine::submit`](crate::Engine::submit). Its descriptors stay open until
-    /// it has landed, also by [`Op::Close`](crate::Op::Close): the kernel looks them up as each begins.
+    /// it has landed, also by [`Op::Close`]: the kernel looks them up as each begins.
     pub unsafe fn submit_chain(
         &mut self,
         chain: &[(Key, *const Entry)],
@@ -114,15 +166,41 @@ impl Uring {
         for (&(key, entry), sqe) in chain.iter().zip(&sqes) {
             self.note_entry(key, entry, sqe, Form::Chained);
         }
-        let fits = self.backlog.is_empty() && sqes.len() <= self.ring.room() as usize;
-        if !fits {
-            self.backlogged += sqes.len() as u64;
-        }
-        self.backlog.extend(sqes);
-        if fits {
-            self.refill();
-        }
+        // SAFETY: by the caller.
+        unsafe { self.push_chain(&sqes) };
         Ok(())
+    }
+
+    /// Queues a chain, behind what waits already.
+    ///
+    /// # Safety
+    ///
+    /// That of [`push`](Uring::push), for each.
+    #[inline]
+    unsafe fn push_chain(&mut self, chain: &[Sqe]) {
+        if self.backlog.is_empty() && chain.len() <= self.ring.room() as usize {
+            for &sqe in chain {
+                // SAFETY: by the caller.
+                let pushed = unsafe { self.ring.push(sqe) };
+                assert!(pushed, "there was room");
+            }
+            return;
+        }
+        self.backlogged += chain.len() as u64;
+        self.backlog.extend(chain);
+    }
+
+    /// Queues an operation that lands when the kernel has let go of its file.
+    ///
+    /// # Safety
+    ///
+    /// That of [`push`](Uring::push).
+    #[inline]
+    pub(super) unsafe fn push_to_let_go(&mut self, mut sqe: Sqe) {
+        sqe.flags |= HARD_LINK;
+        let after = encode::nop(follower(Key::from_bits(sqe.user_data)));
+        // SAFETY: by the caller; the other names nothing.
+        unsafe { self.push_chain(&[sqe, after]) };
     }
 
     fn note_entry(&mut self, key: Key, entry: *const Entry, sqe: &Sqe, form: Form) {
@@ -135,11 +213,11 @@ impl Uring {
         self.entries[index] = entry;
     }
 
-    /// Whether the entry of this key is one of a chain.
-    pub(super) fn is_chained(&self, key: Key) -> bool {
-        self.pending.get(key.index() as usize).is_some_and(|pending| {
-            pending.generation == key.generation() && pending.form == Form::Chained
-        })
+    /// Whether the operation of this key has this form.
+    pub(super) fn is_of(&self, key: Key, form: Form) -> bool {
+        self.pending
+            .get(key.index() as usize)
+            .is_some_and(|pending| pending.generation == key.generation() && pending.form == form)
     }
 
     /// Moves the chain at the front of the backlog to the submission queue, if there is room for all

@@ -17,17 +17,24 @@
 //!
 //! An operation that is pending keeps its descriptor's open file description alive: closing the
 //! descriptor elsewhere neither wakes nor ends it. [`Op::Close`] cancels what is pending on it first.
+//! What one of the kernel's workers carries out may keep it a moment longer, when it has landed; of
+//! writes and syncs that is waited for, so that who then closes the file has closed it: it can be executed,
+//! its locks are free, its file system can be unmounted. It is not waited for after a write at an offset past
+//! the page cache, of which it would cost a tenth, nor after entries.
 //!
 //! Of a datagram socket that has `O_NONBLOCK` and was shut down for receiving, [`Op::RecvMsg`] and
 //! [`Op::Read`] land `-EAGAIN` instead of 0: the kernel takes the one for a wish not to wait. Whoever
 //! has the operation still at hand asks [`sys::outcome_of_refused`].
 
+mod drain;
 mod encode;
 mod entries;
 mod probe;
 mod resources;
 mod ring;
 mod salvage;
+#[cfg(test)]
+mod tests;
 
 pub use entries::Link;
 pub use probe::{Denied, Feature, probe};
@@ -35,7 +42,7 @@ pub use resources::Operations;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -52,9 +59,8 @@ use ring::{Ring, Sqe};
 /// The engine's own keys.
 const BELL: Key = Key::new(0, Key::RESERVED_GENERATION);
 const CANCEL: Key = Key::new(1, Key::RESERVED_GENERATION);
-
-/// How long a dropped engine waits for what it has cancelled to land.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// From here on they are what follows the operations of slots: see `entries`.
+const FOLLOWERS: u32 = 2;
 
 /// `MSG_DONTWAIT` asks for the operation's failure rather than for its wait.
 const fn refuses_to_wait(flags: i32) -> bool {
@@ -77,6 +83,8 @@ struct Pending {
     /// `IORING_OP_*`: what is said of it if the ring dies.
     opcode: u8,
     form: Form,
+    /// What it came to, while its file is being let go of.
+    res: i32,
 }
 
 /// In which form an operation came.
@@ -88,13 +96,17 @@ enum Form {
     Entry,
     /// As an entry of a chain.
     Chained,
+    /// As one of [`Op`], which lands when the kernel has let go of its file: see `entries`.
+    Holding,
+    /// The same, when it is over.
+    LettingGo,
 }
 
-const _: () = assert!(size_of::<Pending>() == 12);
+const _: () = assert!(size_of::<Pending>() == 16);
 
-/// How many entries an enter submits, unless all must go. Receives whose bytes are there complete as they are submitted,
-/// one after the other: so many connections are still in the processor's caches when their fibers
-/// run, and those that wait for deferred work (the kernel carries out twenty pieces an enter, from
+/// How many entries an enter submits, unless all must go. Receives whose bytes are there complete as they
+/// are submitted, one after the other: so many connections are still in the processor's caches when their
+/// fibers run, and those that wait for deferred work (the kernel carries out twenty pieces an enter, from
 /// 6.12 on) are not overtaken by hundreds.
 const SUBMITTED_AN_ENTER: u32 = 32;
 
@@ -230,14 +242,19 @@ impl Uring {
     /// names may be another file's.
     fn withdraw(&mut self, key: Key) -> bool {
         // Without it the rest of its chain would hang on another.
-        if self.is_chained(key) {
+        if self.is_of(key, Form::Chained) {
             return false;
         }
+        let is_followed = self.is_of(key, Form::Holding);
+        let follower = is_followed.then(|| entries::follower(key).bits());
         if self.ring.withdraw(key.bits(), encode::nop(CANCEL)) {
+            if let Some(follower) = follower {
+                self.ring.withdraw(follower, encode::nop(CANCEL));
+            }
             return true;
         }
         let before = self.backlog.len();
-        self.backlog.retain(|sqe| sqe.user_data != key.bits());
+        self.backlog.retain(|sqe| sqe.user_data != key.bits() && Some(sqe.user_data) != follower);
         self.backlog.len() < before
     }
 
@@ -246,10 +263,11 @@ impl Uring {
     fn note(&mut self, key: Key, fd: RawFd, opcode: u8, form: Form) {
         let index = key.index() as usize;
         if index >= self.pending.len() {
-            let none = Pending { generation: 0, fd: NO_DESCRIPTOR, opcode: 0, form: Form::Op };
+            let form = Form::Op;
+            let none = Pending { generation: 0, fd: NO_DESCRIPTOR, opcode: 0, form, res: 0 };
             self.pending.resize((index + 1).next_power_of_two(), none);
         }
-        self.pending[index] = Pending { generation: key.generation(), fd, opcode, form };
+        self.pending[index] = Pending { generation: key.generation(), fd, opcode, form, res: 0 };
     }
 
     fn take_landed(&mut self, out: &mut Completions) {
@@ -275,6 +293,10 @@ impl Uring {
                     *bell_disarmed |= completion.is_terminal();
                 } else if key.is_message() {
                     out.push(completion);
+                } else if let Some(index) = entries::followed(key) {
+                    let over = entries::let_go(&mut pending[index as usize], index);
+                    *in_kernel -= usize::from(over.is_some());
+                    out.extend(over);
                 }
                 return;
             }
@@ -288,8 +310,14 @@ impl Uring {
                 completion.flags &= !Completion::BUFFER;
             }
             if completion.is_terminal() {
+                let pending = &mut pending[key.index() as usize];
+                if pending.form == Form::Holding {
+                    pending.form = Form::LettingGo;
+                    pending.res = cqe.res;
+                    return;
+                }
                 *in_kernel -= 1;
-                pending[key.index() as usize].fd = NO_DESCRIPTOR;
+                pending.fd = NO_DESCRIPTOR;
             }
             out.push(completion);
         });
@@ -308,7 +336,9 @@ impl Uring {
         self.backlog.retain_mut(|sqe| {
             let key = Key::from_bits(sqe.user_data);
             let hit = sqe.works_on(fd) && !key.is_reserved();
-            if hit && pending[key.index() as usize].form == Form::Chained {
+            let is_of_chain =
+                |index: u32| matches!(pending[index as usize].form, Form::Chained | Form::Holding);
+            if hit && is_of_chain(key.index()) {
                 // The kernel is to end its chain.
                 *sqe = entries::bad_descriptor(sqe);
                 return true;
@@ -332,35 +362,6 @@ impl Uring {
         if !keys.is_empty() {
             self.hurry();
             let _ = self.ring.enter(u32::MAX, false, None);
-        }
-    }
-
-    /// Cancels everything and waits until it has landed or `DRAIN_LIMIT` has passed.
-    fn drain(&mut self) {
-        let deadline = Instant::now() + DRAIN_LIMIT;
-        // What the kernel has not seen need not begin.
-        let mut unseen = self.ring.take_unsubmitted();
-        unseen.extend(std::mem::take(&mut self.backlog));
-        let unseen = unseen.iter().filter(|sqe| !Key::from_bits(sqe.user_data).is_reserved());
-        self.in_kernel -= unseen.count();
-        let mut sink = Completions::new();
-        while self.in_kernel > 0 {
-            // Again in each round: the end of an operation may be the beginning of the next of its chain.
-            // SAFETY: a cancel names no memory.
-            unsafe { self.push(encode::cancel_all(CANCEL)) };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            self.refill();
-            if let Err(error) =
-                self.ring.enter(u32::MAX, true, Some(left.min(Duration::from_millis(100))))
-            {
-                tracing::error!(%error, "io_uring cannot be entered any more");
-                break;
-            }
-            self.reap(&mut sink);
-            sink.clear();
         }
     }
 }
@@ -410,9 +411,15 @@ impl Engine for Uring {
         self.in_kernel += 1;
         // A futex wait has flags in the place of a descriptor.
         let fd = if let Op::FutexWait { .. } = op { -1 } else { sqe.fd };
-        self.note(key, fd, sqe.opcode, Form::Op);
-        // SAFETY: by the caller.
-        unsafe { self.push(sqe) };
+        if entries::may_have_a_worker(&op) && self.ring.capacity() > 1 {
+            self.note(key, fd, sqe.opcode, Form::Holding);
+            // SAFETY: by the caller.
+            unsafe { self.push_to_let_go(sqe) };
+        } else {
+            self.note(key, fd, sqe.opcode, Form::Op);
+            // SAFETY: by the caller.
+            unsafe { self.push(sqe) };
+        }
         Submitted::Pending
     }
 
@@ -476,6 +483,11 @@ impl Engine for Uring {
         if unsubmitted >= at_least && self.in_kernel.saturating_sub(unsubmitted) < busy {
             // A ring that is broken says so in the next turn too.
             let _ = self.ring.enter(u32::MAX, false, None);
+            if !self.backlog.is_empty() {
+                self.refill();
+                self.hurry();
+                let _ = self.ring.enter(u32::MAX, false, None);
+            }
         }
     }
 
@@ -536,6 +548,32 @@ impl Uring {
         matches!(self.buffers, Pool::Made(_))
     }
 
+    /// Takes an eventfd(2) for who waits elsewhere than in a turn: while that is [asked for](Uring::announce) it is
+    /// written to whenever something has landed, or a turn would have it land (`IORING_REGISTER_EVENTFD`). The
+    /// ring's own descriptor does not tell of what a turn has yet to do (`IORING_SETUP_DEFER_TASKRUN`). Of timers
+    /// there is only [`next_deadline`](Uring::next_deadline). One that was registered before is given up.
+    ///
+    /// The kernel may fall silent: from 6.11 on where what lands was itself announced by a write to an eventfd. Who
+    /// finds something that was not announced registers it again.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` and `EINVAL` for what is no eventfd.
+    pub fn register_eventfd(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.ring.register_eventfd(eventfd.as_raw_fd())
+    }
+
+    /// Whether what lands from now on is announced. After it is asked for, a turn tells of what has landed before.
+    pub fn announce(&mut self, wanted: bool) {
+        self.ring.announce(wanted);
+    }
+
+    /// When the next timer is due, if there is one. A turn that waits ends by then.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next_deadline()
+    }
+
     /// For the engine that takes this one's place.
     pub(crate) fn pooled_buffer_bytes(&self) -> u32 {
         self.pooled_buffer_bytes
@@ -550,24 +588,5 @@ impl Uring {
             _ => self.timers.next_deadline(),
         };
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-}
-
-impl Drop for Uring {
-    fn drop(&mut self) {
-        if self.in_kernel > 0 {
-            self.drain();
-        }
-        if self.in_kernel > 0 {
-            tracing::error!(
-                operations = self.in_kernel,
-                "io_uring closed with operations that did not end; their memory must not be freed"
-            );
-            // One of them may still take a buffer.
-            if let Pool::Made(buffers) = &self.buffers {
-                std::mem::forget(Rc::clone(buffers));
-            }
-            std::mem::forget(std::mem::take(&mut self.groups));
-        }
     }
 }

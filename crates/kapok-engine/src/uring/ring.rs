@@ -14,7 +14,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use linux_raw_sys::io_uring as abi;
@@ -169,6 +169,7 @@ pub(super) struct Ring {
     cq_head: NonNull<AtomicU32>,
     cq_tail: NonNull<AtomicU32>,
     cq_overflow: NonNull<AtomicU32>,
+    cq_flags: NonNull<AtomicU32>,
     cqes: NonNull<Cqe>,
     cq_mask: u32,
 
@@ -264,6 +265,7 @@ impl Ring {
             cq_head: rings.at(params.cq_off.head),
             cq_tail: rings.at(params.cq_off.tail),
             cq_overflow: rings.at(params.cq_off.overflow),
+            cq_flags: rings.at(params.cq_off.flags),
             cqes: rings.at(params.cq_off.cqes),
             cq_mask: params.cq_entries - 1,
             _rings: rings,
@@ -337,6 +339,39 @@ impl Ring {
             )
         };
         registered.map(drop).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// Has the kernel notify this eventfd(2) of what lands, while it is [asked to](Ring::announce). Any that it had
+    /// is given up.
+    pub(super) fn register_eventfd(&self, eventfd: RawFd) -> io::Result<()> {
+        self.announce(false);
+        // SAFETY: takes no memory. There may be none.
+        let _ = unsafe {
+            self.register(
+                abi::io_uring_register_op::IORING_UNREGISTER_EVENTFD as u32,
+                std::ptr::null_mut(),
+                0,
+            )
+        };
+        let mut fd = eventfd;
+        // SAFETY: one descriptor, which outlives the call; the kernel holds what is behind it.
+        let registered = unsafe {
+            self.register(
+                abi::io_uring_register_op::IORING_REGISTER_EVENTFD as u32,
+                (&raw mut fd).cast(),
+                1,
+            )
+        };
+        registered.map(drop).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// Whether the registered eventfd(2) is to be notified. Who asks for it looks for what has landed afterwards.
+    pub(super) fn announce(&self, wanted: bool) {
+        let flags = if wanted { 0 } else { abi::IORING_CQ_EVENTFD_DISABLED };
+        // SAFETY: points into a mapping that lives as long as `self`; the kernel only reads it.
+        unsafe { self.cq_flags.as_ref() }.store(flags, Ordering::Relaxed);
+        // Before the look: the kernel says first that there is something, and reads this then.
+        fence(Ordering::SeqCst);
     }
 
     /// The descriptor itself.
@@ -454,8 +489,8 @@ impl Ring {
         head.load(Ordering::Relaxed) != tail.load(Ordering::Acquire)
     }
 
-    /// Submits what was pushed, up to `most` entries and the rest of a chain, and, if `wait` and that was all, waits for a
-    /// completion for at most `limit`.
+    /// Submits what was pushed, up to `most` entries and the rest of a chain, and, if `wait` and that was
+    /// all, waits for a completion for at most `limit`.
     ///
     /// `Ok(false)` if the kernel took nothing now and asks to be tried again when completions have
     /// been taken (`EAGAIN`, `EBUSY`), when a signal came (`EINTR`) or the limit passed (`ETIME`).
@@ -507,6 +542,18 @@ impl Ring {
             return Ok(true);
         }
         match errno() {
+            // A call that cannot submit does nothing else, and what it lacks is given back by operations
+            // that land, which on a ring like ours they do in a call.
+            libc::EAGAIN | libc::EBUSY if count > 0 => {
+                self.enters += 1;
+                let flags = self.enter_flags | abi::IORING_ENTER_GETEVENTS;
+                let (ring, nothing) = (self.enter_fd, std::ptr::null::<u8>());
+                // SAFETY: it submits nothing and is given no argument.
+                let _ = unsafe {
+                    libc::syscall(libc::SYS_io_uring_enter, ring, 0, 0, flags, nothing, 0_usize)
+                };
+                Ok(false)
+            }
             libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ETIME => Ok(false),
             error => Err(io::Error::from_raw_os_error(error)),
         }

@@ -37,16 +37,16 @@ impl Uring {
         entries.extend(mem::take(&mut ring.backlog));
         for sqe in entries {
             let key = Key::from_bits(sqe.user_data);
-            // The engine's own: its bell, and cancels of what is held or was withdrawn.
+            // The engine's own: its bell, what follows others, and cancels of what is held or was withdrawn.
             if key.is_reserved() {
                 continue;
             }
             let index = key.index() as usize;
             let op = match ring.pending[index].form {
-                Form::Op => decode(&sqe),
+                Form::Op | Form::Holding => decode(&sqe),
                 Form::Entry => Some(Op::Entry { entry: ring.entries[index] }),
                 // It would be carried out whatever became of those before it.
-                Form::Chained => None,
+                Form::Chained | Form::LettingGo => None,
             };
             ring.pending[index].fd = NO_DESCRIPTOR;
             match op {
@@ -59,12 +59,19 @@ impl Uring {
         let timers = ring.timers.take_all();
         salvage.unseen.extend(timers.map(|(key, deadline)| (key, Op::Timer { deadline })));
 
+        for (index, pending) in (0..).zip(&mut ring.pending) {
+            if pending.fd != NO_DESCRIPTOR && pending.form == Form::LettingGo {
+                let key = Key::new(index, pending.generation);
+                salvage.landed.push(Completion { key, res: pending.res, flags: 0 });
+                pending.fd = NO_DESCRIPTOR;
+            }
+        }
         let pending = (0..).zip(mem::take(&mut ring.pending));
         salvage.held = pending
             .filter(|(_, pending)| pending.fd != NO_DESCRIPTOR)
             .map(|(index, pending)| {
                 let (name, lends) = match pending.form {
-                    Form::Op => nature(pending.opcode),
+                    Form::Op | Form::Holding | Form::LettingGo => nature(pending.opcode),
                     Form::Entry | Form::Chained => (entry::name(pending.opcode), true),
                 };
                 Held { key: Key::new(index, pending.generation), name, lends }

@@ -1,6 +1,6 @@
 //! An engine whose ring can no longer be entered: what it hands over, and that another goes on.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,15 @@ fn what_a_dead_ring_had_is_all_accounted_for(kind: Kind) {
     let timer = submit(&mut engine, 3, Op::Timer { deadline: late });
     let withdrawn = submit(&mut engine, 4, recv(&pairs[3].0, &mut buffers[3]));
     engine.cancel(withdrawn);
+    // SAFETY: makes a file, which nobody else has.
+    let file = unsafe { std::fs::File::from_raw_fd(libc::memfd_create(c"file".as_ptr(), 0)) };
+    let write = |bytes: &'static [u8], offset| {
+        let (buf, len) = (bytes.as_ptr(), bytes.len());
+        Op::Write { fd: file.as_raw_fd(), buf, len, offset }
+    };
+    let unwritten = submit(&mut engine, 5, write(b"unwritten", 10));
+    engine.cancel(unwritten);
+    let written = submit(&mut engine, 6, write(b"written", 0));
     if is_no_ring(&mut engine) {
         return;
     }
@@ -139,8 +148,8 @@ fn what_a_dead_ring_had_is_all_accounted_for(kind: Kind) {
     // What was over is told, by the turn or by the salvage.
     out.extend(&salvage.landed);
     let over: Vec<_> = out.iter().map(|completion| (completion.key, completion.res)).collect();
-    assert_eq!(over, [(withdrawn, -libc::ECANCELED)]);
-    assert_eq!(keys_of(&salvage), (vec![unseen, timer], vec![held, polled]));
+    assert_eq!(over, [withdrawn, unwritten].map(|key| (key, -libc::ECANCELED)));
+    assert_eq!(keys_of(&salvage), (vec![unseen, written, timer], vec![held, polled]));
     let natures: Vec<_> = salvage.held.iter().map(|held| (held.name, held.lends)).collect();
     assert_eq!(natures, [("recv", true), ("poll", false)]);
     assert_eq!((engine.kind(), engine.in_flight()), (Kind::Epoll, 0));
@@ -159,8 +168,9 @@ fn what_a_dead_ring_had_is_all_accounted_for(kind: Kind) {
     }
     let mut over: Vec<_> = out.iter().map(|completion| (completion.key, completion.res)).collect();
     over.sort();
-    assert_eq!(over, [(unseen, 4), (timer, 0)]);
+    assert_eq!(over, [(unseen, 4), (timer, 0), (written, 7)]);
     assert!(Instant::now() >= late);
+    assert_eq!(file.metadata().unwrap().len(), 7);
     assert_eq!(&buffers[2][..5], b"late\xa5");
     assert_eq!(buffers[3], [0xa5; 16], "withdrawn");
     // What the dead ring holds stays lent.

@@ -166,6 +166,22 @@ fn many_at_once(kind: Kind) {
     for (at, landed) in driver.wait_for_all(&reads).iter().enumerate() {
         assert!(landed.was_cancelled() || landed.bytes() == pattern(at * 100, 100));
     }
+    // Of writes every second one, in the queue and behind it. What was cancelled left all as it was.
+    let writes: Vec<_> =
+        (0..100).map(|at| driver.write(file.fd(), &[at as u8; 100], at * 100)).collect();
+    for &write in writes.iter().step_by(2) {
+        driver.cancel(write);
+    }
+    let written = driver.wait_for_all(&writes);
+    for (at, landed) in written.iter().enumerate() {
+        let read = driver.read(file.fd(), 100, at as u64 * 100);
+        let there = driver.wait_for(read);
+        if landed.was_cancelled() {
+            assert_eq!((at % 2, there.bytes()), (0, &pattern(at * 100, 100)[..]));
+        } else {
+            assert_eq!((landed.ok(), there.bytes()), (100, &[at as u8; 100][..]));
+        }
+    }
 }
 
 fn large(kind: Kind) {

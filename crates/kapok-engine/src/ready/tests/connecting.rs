@@ -5,6 +5,7 @@ use super::*;
 over_all! {
     a_full_backlog_of_a_unix_listener_is_waited_out,
     a_full_unix_datagram_peer_is_waited_out,
+    a_cancelled_connect_is_not_tried_again,
     a_connect_that_is_refused_and_one_that_is_not,
 }
 
@@ -70,6 +71,37 @@ mod over_all {
             assert_eq!(res, 0);
         }
         drop((accepted, std::fs::remove_file(path)));
+    }
+
+    /// Whoever cancels it may close the number, which is another socket's from then on.
+    pub(super) fn a_cancelled_connect_is_not_tried_again<S: Selector>() {
+        let path = unix_path("cancelled");
+        let listener = UnixListener::bind(&path).unwrap();
+        // SAFETY: no memory is passed.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let (address, addr_len) = unix_address(&path);
+        let connect = |client: &OwnedFd| Op::Connect {
+            fd: client.as_raw_fd(),
+            addr: &raw const address,
+            addr_len,
+        };
+        let mut engine = Ready::<S>::new().unwrap();
+        let first = socket(libc::AF_UNIX, libc::SOCK_STREAM);
+        assert_eq!(submit(&mut engine, 0, connect(&first)), Submitted::Done(0));
+        let waits = socket(libc::AF_UNIX, libc::SOCK_STREAM);
+        assert_eq!(submit(&mut engine, 1, connect(&waits)), Submitted::Pending);
+        // Long enough for it to be tried seldom.
+        std::thread::sleep(Duration::from_millis(40));
+        engine.cancel(key(1));
+        let other = socket(libc::AF_UNIX, libc::SOCK_STREAM);
+        // SAFETY: the number is this test's, and goes on being an open file.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), waits.as_raw_fd()) }, waits.as_raw_fd());
+        drop(listener.accept().unwrap());
+        std::thread::sleep(Duration::from_millis(40));
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "another socket was connected");
+        assert_eq!(land(&mut engine, 1), [(1, -libc::ECANCELED)]);
+        drop(std::fs::remove_file(path));
     }
 
     pub(super) fn a_full_unix_datagram_peer_is_waited_out<S: Selector>() {

@@ -34,6 +34,7 @@ macro_rules! over_all {
 
 mod connecting;
 mod landing;
+#[cfg(target_os = "linux")]
 mod offloading;
 mod receiving;
 mod watching;

@@ -4,6 +4,7 @@ use super::*;
 
 over_all! {
     files_go_through_threads,
+    what_waits_for_a_device_does_not_block_the_loop,
     pipes_and_terminals_that_block_do_not_block_the_loop,
     dropping_waits_for_threads,
     the_opening_of_a_fifo_can_be_cancelled,
@@ -39,6 +40,43 @@ mod over_all {
         assert_eq!(metadata.stx_size, u64::from(count as u32 + 4));
         assert_eq!(result(&mut engine, Op::Close { fd }), 0);
         assert_eq!(engine.in_flight(), 0);
+    }
+
+    /// A page of memory at the beginning of one.
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+
+    pub(super) fn what_waits_for_a_device_does_not_block_the_loop<S: Selector>() {
+        let mut engine = Ready::<S>::new().unwrap();
+        let dir = std::ffi::CString::new(std::env::temp_dir().to_str().unwrap()).unwrap();
+        let mut page = Page([0; 4096]);
+        for flags in [libc::O_DIRECT, libc::O_DSYNC, libc::O_SYNC] {
+            let all = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC | flags;
+            // SAFETY: a string that ends.
+            let fd = unsafe { libc::open(dir.as_ptr(), all, 0o600) };
+            if fd < 0 && flags == libc::O_DIRECT {
+                println!("SKIPPED: no O_DIRECT in {dir:?}");
+                continue;
+            }
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: it was just made.
+            let _file = unsafe { OwnedFd::from_raw_fd(fd) };
+            page.0.fill(7);
+            let (buf, len) = (page.0.as_mut_ptr(), page.0.len());
+            let write = Op::Write { fd, buf, len, offset: 0 };
+            assert_eq!(submit(&mut engine, 1, write), Submitted::Pending, "{flags:o}");
+            assert_eq!(land(&mut engine, 1), [(1, 4096)]);
+            page.0.fill(0);
+            let buf = page.0.as_mut_ptr();
+            let read = Op::Read { fd, buf, len, offset: 0 };
+            if flags == libc::O_DIRECT {
+                assert_eq!(submit(&mut engine, 2, read), Submitted::Pending);
+                assert_eq!(land(&mut engine, 1), [(2, 4096)]);
+            } else {
+                assert_eq!(result(&mut engine, read), 4096);
+            }
+            assert!(page.0.iter().all(|&byte| byte == 7), "{flags:o}");
+        }
     }
 
     pub(super) fn the_opening_of_a_fifo_can_be_cancelled<S: Selector>() {
