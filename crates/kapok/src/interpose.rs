@@ -270,6 +270,16 @@ impl Inside {
         unsafe { op::run(op) }
     }
 
+    /// Has the kernel see what the engine was given, if it has not: at the end of a time limit, so that it
+    /// was tried once at least. What it came to lands in the loop's next turn.
+    pub fn submit_now(&self) {
+        Loop::with_current(|current| {
+            if let Some(lp) = current {
+                lp.flush(1, usize::MAX);
+            }
+        });
+    }
+
     /// Closes a descriptor by way of the engine, which may have operations with its number that the
     /// kernel has not seen yet.
     ///

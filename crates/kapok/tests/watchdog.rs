@@ -405,6 +405,30 @@ fn the_environment_turns_it_on_and_stalls_are_logged() {
 }
 
 #[test]
+fn without_a_log_stalls_are_told_on_standard_error() {
+    let name = "without_a_log_stalls_are_told_on_standard_error";
+    let run = || {
+        in_child(name, &[(kapok::observe::WATCHDOG_VARIABLE, "40")], || {
+            Runtime::new().unwrap().run(|| {
+                Builder::new().name("untold").spawn_local(handler_that_sleeps).join().unwrap();
+                kapok::sleep(Duration::from_millis(500)).unwrap();
+                kapok::dump();
+            });
+        })
+    };
+    let tells = (0..5).any(|_| {
+        let output = run();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        let begun = text.lines().any(|line| {
+            line.starts_with("kapok: fiber \"untold\"") && line.contains(" blocks loop ")
+        });
+        begun && text.contains("handler_that_sleeps") && text.contains(" blocked loop ")
+    });
+    assert!(tells, "not one of them was told whole");
+}
+
+#[test]
 fn a_limit_that_is_no_number_is_refused() {
     let name = "a_limit_that_is_no_number_is_refused";
     let output = in_child(name, &[(kapok::observe::WATCHDOG_VARIABLE, "soon")], || {

@@ -13,8 +13,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tracing::subscriber::NoSubscriber;
 
 use super::backtrace::{Backtrace, Symbols};
 use super::collect::Running;
@@ -154,9 +157,16 @@ impl Finding {
         match &self.watch.callback {
             // The user's, on the monitor's thread: a panic in it is reported and ends there.
             Some(callback) => drop(fiber::contain(|| callback(&stall))),
-            None => tracing::warn!("{stall}"),
+            None if is_logged() => tracing::warn!("{stall}"),
+            // Nobody keeps a log: a program in C, or one that knows nothing of Kapok.
+            None => drop(writeln!(io::stderr().lock(), "kapok: {stall}")),
         }
     }
+}
+
+/// Whether anything subscribes to what this thread logs.
+fn is_logged() -> bool {
+    tracing::dispatcher::get_default(|subscriber| !subscriber.is::<NoSubscriber>())
 }
 
 /// Looks at loops for as long as the process lives. What it finds is told by the monitor: naming

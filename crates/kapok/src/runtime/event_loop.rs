@@ -22,6 +22,7 @@ use kapok_engine::{AnyEngine, Buffers, Completions, Engine, EngineStats, Kind, W
 use super::fibers::Fibers;
 use super::fork;
 use super::group::Group;
+use super::pace::Pace;
 use super::prefetch;
 use super::published::{Counters, Listed, Published};
 use super::remote::Remote;
@@ -35,10 +36,8 @@ thread_local! {
     static CURRENT: Cell<*const Loop> = const { Cell::new(std::ptr::null()) };
 }
 
-/// How many fibers run between two turns of the engine.
-const SWITCHES_PER_TURN: usize = 256;
-
-/// How many rounds they make at most: each lets every fiber that is ready run once.
+/// How many rounds fibers make at most between two turns of the engine: each lets every fiber that is ready
+/// run once.
 const ROUNDS_PER_TURN: usize = 4;
 
 /// How many operations a fiber may finish without waiting before it has to let others run.
@@ -47,7 +46,7 @@ pub(super) const OPERATIONS_PER_RESUME: u32 = 128;
 /// Each 16 KiB that an operation moves are one more of them.
 const SHARE_SHIFT: u32 = 14;
 
-/// How many turns that do not wait may share one reading of the clock.
+/// How many turns that do not wait may share one reading of the clock, unless many fibers run in them.
 const TURNS_PER_CLOCK: u64 = 16;
 
 /// A fiber that no loop has taken up yet.
@@ -124,6 +123,8 @@ pub(crate) struct Loop {
     pub(super) published: Arc<Published>,
     /// The engine's clock as of a recent turn: for ages, which need not be exact.
     pub(super) clock: Cell<Instant>,
+    /// How many fibers run between two turns.
+    pub(super) pace: Pace,
     /// What a fiber that was asked for its backtrace has left.
     pub(super) captured: RefCell<Option<Captured>>,
     /// Requests for reports of all fibers that are being answered.
@@ -163,6 +164,7 @@ impl Loop {
             kind: Cell::new(kind),
             published: Published::new(id, index, kind, Arc::clone(&remote), watch),
             clock: Cell::new(engine.now()),
+            pace: Pace::new(),
             captured: RefCell::new(None),
             answering: RefCell::new(Vec::new()),
             engines_before: Cell::default(),
@@ -354,15 +356,17 @@ impl Loop {
     /// Runs fibers, round after round of those that are ready, until none can run or it is the engine's
     /// turn: it has something to do, or they have had their share.
     pub(super) fn run_fibers(&self) {
-        let mut left = SWITCHES_PER_TURN;
+        let share = self.pace.share();
+        let mut left = share;
         for _ in 0..ROUNDS_PER_TURN {
             let before = left;
             self.run_round(&mut left);
             if left == 0 || left == before || self.engine.borrow().wants_turn() {
-                return;
+                break;
             }
             self.attend();
         }
+        self.pace.count(share - left);
     }
 
     /// Runs those that are ready now, and starts those that are to be started now.
@@ -383,6 +387,11 @@ impl Loop {
         counters.unstarted.set(unstarted as u64);
         let turns = counters.turns.get() + 1;
         counters.turns.set(turns);
+        let is_due = turns.is_multiple_of(TURNS_PER_CLOCK) || self.pace.is_due();
+        let before = (is_due || self.pace.is_worth_a_clock()).then(|| self.now());
+        if let Some(before) = before {
+            self.pace.ran_for(before.saturating_duration_since(self.clock.get()));
+        }
         let idle = ready == 0 && unstarted == 0;
         let mut completions = self.completions.take();
         let mut announced = false;
@@ -417,8 +426,15 @@ impl Loop {
             self.group.become_busy(self.index);
         }
         counters.landed.add(completions.len() as u64);
-        if idle || turns.is_multiple_of(TURNS_PER_CLOCK) {
-            self.clock.set(self.now());
+        if idle || is_due {
+            let now = self.now();
+            self.clock.set(now);
+            if let Some(before) = before.filter(|_| !idle) {
+                self.pace.turned_for(now.saturating_duration_since(before));
+            }
+            self.pace.begin();
+        } else {
+            self.pace.go_on();
         }
         self.cold.set(completions.len());
         for completion in completions.drain(..) {
@@ -450,10 +466,11 @@ impl Loop {
     }
 
     fn start_some(&self, left: &mut usize) {
-        let count = self.unstarted.borrow().len().min(*left);
+        // One at least: those that are ready may have had the whole share, now and the next time.
+        let count = self.unstarted.borrow().len().min((*left).max(1));
         for _ in 0..count {
             let Some(unstarted) = self.unstarted.borrow_mut().pop_front() else { break };
-            *left -= 1;
+            *left = left.saturating_sub(1);
             self.start(unstarted);
         }
         if self.group.someone_is_idle() {

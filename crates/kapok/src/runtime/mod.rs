@@ -10,6 +10,7 @@ mod incidents;
 #[cfg(all(test, loom))]
 mod models;
 mod operations;
+mod pace;
 mod prefetch;
 mod published;
 mod remote;
@@ -120,9 +121,10 @@ impl Builder {
     }
 
     /// Reports fibers that run for `limit` without waiting, and so keep the other fibers of their loop
-    /// from running: as a warning of the crate `tracing`, or to [`on_stall`](Builder::on_stall). Each
-    /// stall is reported once with its backtrace while it goes on, and once when it is over. Zero
-    /// turns it off. Default: what [`WATCHDOG_VARIABLE`] says, and else off.
+    /// from running: as a warning of the crate `tracing`, or on standard error where nothing subscribes to
+    /// that, or to [`on_stall`](Builder::on_stall). Each stall is reported once with its backtrace while
+    /// it goes on, and once when it is over. Zero turns it off. Default: what [`WATCHDOG_VARIABLE`] says,
+    /// and else off.
     ///
     /// Off, because it takes a thread and a signal (`SIGURG`) of the process, and because how long is
     /// too long only the program knows: 100 ms is a fair limit for a server. Loops that go on cost

@@ -111,6 +111,14 @@ pub(crate) struct Published {
     pub(crate) watch: Option<Watch>,
 }
 
+/// What the calling thread is called: by std, or by the kernel, if std did not start it.
+fn thread_name() -> String {
+    let by_kernel = || std::fs::read_to_string("/proc/thread-self/comm").ok();
+    let name = std::thread::current().name().map(str::to_owned).or_else(by_kernel);
+    let name = name.unwrap_or_default();
+    if name.trim().is_empty() { "unnamed".to_owned() } else { name.trim().to_owned() }
+}
+
 impl Published {
     /// For a loop of the calling thread.
     pub(super) fn new(
@@ -125,7 +133,7 @@ impl Published {
             id,
             index,
             kind: Mutex::new(kind),
-            thread_name: std::thread::current().name().unwrap_or("unnamed").to_owned(),
+            thread_name: thread_name(),
             thread_id: current_thread_id(),
             remote,
             watch,
