@@ -100,8 +100,8 @@ typedef struct kapok_loop_options {
    */
   uint64_t close_limit;
   /**
-   * Nanoseconds after which a fiber that does not wait is reported. Default: what the environment
-   * variable KAPOK_WATCHDOG_MS says, and else never.
+   * Nanoseconds after which a fiber that does not wait is reported, on standard error. Default: what
+   * the environment variable KAPOK_WATCHDOG_MS says, and else never.
    */
   uint64_t watchdog;
   /**

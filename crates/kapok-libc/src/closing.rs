@@ -1,5 +1,5 @@
 //! What the close of a number means: to those who wait for it, to whose number it is, and to the thread
-//! that makes it.
+//! that makes it. And what its shutdown means to the first of these.
 //!
 //! Whoever waits for a number that is closed is told ([`wait::close`]). Numbers of Kapok's own (rings,
 //! epoll instances, bells) are spared: to the program they are not open.
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use kapok::interpose;
 use kapok_engine::sys::{descriptors, own};
 
+use crate::call::Call;
 use crate::errno::{self, Errno};
 use crate::kernel::kernel;
 use crate::sockets::returned;
@@ -59,6 +60,22 @@ fn tell(first: RawFd, last: RawFd) {
     let _inside = interpose::enter();
     wait::close(first, last);
     returned::forget_closed();
+    errno::set(before);
+}
+
+/// After a number was shut down, which stays open: whoever waits for room in a Unix socket has none, and no
+/// readiness tells of it.
+pub(crate) fn shut_down(fd: RawFd) {
+    if fd < 0 || !concerns_us() {
+        return;
+    }
+    if handler::runs() {
+        return wait::close_later(fd, fd);
+    }
+    let before = errno::get();
+    // As in `tell`.
+    let _inside = interpose::enter();
+    wait::try_again(fd);
     errno::set(before);
 }
 
@@ -116,8 +133,7 @@ pub(crate) fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Option<
             descriptors::retire_range(next, end);
             tell(next, end);
             let end = if end == RawFd::MAX { c_uint::MAX } else { end as c_uint };
-            // SAFETY: no memory is named.
-            if let Err(error) = unsafe { kernel!(libc::SYS_close_range, next, end, flags) } {
+            if let Err(error) = close_some(next, end, flags) {
                 return Some(Err(error));
             }
             // Once: from then on they are the thread's own.
@@ -131,6 +147,18 @@ pub(crate) fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Option<
         }
     }
     Some(Ok(()))
+}
+
+/// Closes numbers none of which is Kapok's own. A fiber has a helper wait for what is slow among them, but where
+/// the table that is unshared is the calling thread's.
+fn close_some(first: RawFd, last: c_uint, flags: c_uint) -> Result<(), Errno> {
+    // SAFETY: no memory is named.
+    let close = move || unsafe { kernel!(libc::SYS_close_range, first, last, flags) }.map(drop);
+    let helped = match flags & libc::CLOSE_RANGE_UNSHARE {
+        0 => Call::of_interface(|call| call.offload(close)?),
+        _ => None,
+    };
+    helped.unwrap_or_else(close)
 }
 
 /// Whether the close of a number may keep its thread waiting: for a peer that is to have the rest

@@ -205,12 +205,13 @@ impl<T> Failing for *mut T {
 /// function then returns [`Failing::FAILED`] and sets errno. The value of the body, a
 /// `Result<_, Errno>`, leaves errno as it was. Functions that return their error number return it as
 /// `Ok`. A block after `before` runs whoever calls, once hooks are active, and then comes what would
-/// come without it. The body is an unsafe context: its pointers are as good as the C caller's.
+/// come without it. One after `after` follows the C library's own function, where that is called, and
+/// leaves errno as it is. The body is an unsafe context: its pointers are as good as the C caller's.
 macro_rules! hooks {
     ($(
         $(#[$attribute:meta])*
         fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $returned:ty
-            = $(before $before:block)? |$call:ident| $body:block
+            = $(before $before:block)? |$call:ident| $body:block $(after $after:block)?
     )*) => {
         pub(crate) static HOOKS: &[&$crate::hook::Hook] = &[$(&$name::HOOK),*];
         $(
@@ -255,7 +256,11 @@ macro_rules! hooks {
                             std::mem::transmute::<*mut std::ffi::c_void, Real>(real)
                         };
                         // SAFETY: by the caller.
-                        unsafe { real($($argument),*) }
+                        let value = unsafe { real($($argument),*) };
+                        $(if $crate::hook::is_active() {
+                            $after
+                        })?
+                        value
                     }
                     None => {
                         $crate::errno::set(libc::ENOSYS);

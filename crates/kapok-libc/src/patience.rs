@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::call::Call;
 use crate::errno::Errno;
 use crate::kernel::kernel;
-use crate::wait::{Descriptor, Stopped};
+use crate::wait::{self, Descriptor, Stopped};
 
 /// In which direction a descriptor is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +88,17 @@ pub(crate) struct Patience<'a> {
 impl<'a> Patience<'a> {
     /// Made before the first attempt: what happens to the number from here on is noticed.
     pub(crate) fn new(call: &'a Call, fd: RawFd, side: Side) -> Patience<'a> {
-        Patience { call, descriptor: Descriptor::new(fd), side, limit: None, fruitless: 0 }
+        let patience =
+            Patience { call, descriptor: Descriptor::new(fd), side, limit: None, fruitless: 0 };
+        patience.looks();
+        patience
+    }
+
+    /// Before an attempt. That a socket was shut down is told to those who send.
+    fn looks(&self) {
+        if self.side == Side::Sending {
+            self.call.looks();
+        }
     }
 
     /// Says that the last wait was worth it.
@@ -129,20 +139,25 @@ impl<'a> Patience<'a> {
     /// not wait, or no longer.
     pub(crate) fn wait(&mut self) -> Result<(), Errno> {
         let limit = self.limit()?;
+        let looks = wait::looks();
         // The kernel announces some things that are not so: room with the peer of a Unix datagram.
         let waited = if self.fruitless < 2 {
             self.call.wait_ready(self.descriptor, self.side.events(), limit)
         } else {
             self.call.nap(&[self.descriptor], limit)
         };
-        self.fruitless += 1;
+        // One that somebody has ended to have it look says nothing of what is announced.
+        self.fruitless += u32::from(looks == wait::looks());
+        self.looks();
         waited.map_err(Stopped::errno)
     }
 
     /// Waits for a moment, where nothing announces what the call waits for.
     pub(crate) fn nap(&mut self) -> Result<(), Errno> {
         let limit = self.limit()?;
-        self.call.nap(&[self.descriptor], limit).map_err(Stopped::errno)
+        let waited = self.call.nap(&[self.descriptor], limit);
+        self.looks();
+        waited.map_err(Stopped::errno)
     }
 
     pub(crate) fn call(&self) -> &'a Call {

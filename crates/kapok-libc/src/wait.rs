@@ -169,15 +169,21 @@ pub(crate) fn looks() -> usize {
 /// Has whoever waits for a number look at what there is, and whoever waits for numbers that are not known.
 /// One that has looked before and is not in the table yet finds it out as it enters.
 pub(crate) fn look_again(fd: RawFd) {
+    try_again(fd);
+    tell(-2 * SHARDS as RawFd, -1 - SHARDS as RawFd, LOOK_AGAIN);
+}
+
+/// Has whoever waits for a number try what it waits for. One that has tried before and is not in the table
+/// yet finds it out as it enters, if it [looks](Call::looks).
+pub(crate) fn try_again(fd: RawFd) {
     LOOKS.fetch_add(1, Ordering::SeqCst);
     tell(fd, fd, LOOK_AGAIN);
-    tell(-2 * SHARDS as RawFd, -1 - SHARDS as RawFd, LOOK_AGAIN);
 }
 
 fn tell(first: RawFd, last: RawFd, notice: u8) {
     // Before the counts are looked at: whoever enters after that finds the change by itself.
     fence(Ordering::SeqCst);
-    let few = (last - first) as usize <= SHARDS;
+    let few = ((last - first) as usize) < SHARDS - 1;
     for (index, waiting) in WAITING.iter().enumerate() {
         let wanted = !few || (first..=last).any(|fd| fd as usize % SHARDS == index);
         if !wanted || waiting.load(Ordering::Acquire) == 0 {

@@ -2,44 +2,18 @@
 
 #![cfg(target_os = "linux")]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uchar};
-use std::net::UdpSocket;
+mod c_resolver;
+mod skipped;
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use c_resolver::*;
 use kapok::Runtime;
-
-unsafe extern "C" {
-    fn __res_init() -> c_int;
-    fn __res_state() -> *mut Resolver;
-    fn __h_errno_location() -> *mut c_int;
-    fn res_query(
-        name: *const c_char,
-        class: c_int,
-        kind: c_int,
-        answer: *mut c_uchar,
-        room: c_int,
-    ) -> c_int;
-    fn gethostbyname_r(
-        name: *const c_char,
-        entry: *mut libc::hostent,
-        buffer: *mut c_char,
-        room: usize,
-        found: *mut *mut libc::hostent,
-        error: *mut c_int,
-    ) -> c_int;
-}
-
-/// The beginning of `_res`.
-#[repr(C)]
-struct Resolver {
-    retrans: c_int,
-    retry: c_int,
-    options: libc::c_ulong,
-    count: c_int,
-    servers: [libc::sockaddr_in; 3],
-}
 
 fn counts(name: &str) -> kapok_libc::Counts {
     kapok_libc::hooks().find(|hook| hook.name() == name).unwrap().counts()
@@ -182,13 +156,7 @@ fn ask_at(port: u16, retrans: c_int, retry: c_int) {
         let resolver = __res_state();
         (*resolver).retrans = retrans;
         (*resolver).retry = retry;
-        (*resolver).count = 1;
-        (*resolver).servers[0] = libc::sockaddr_in {
-            sin_family: libc::AF_INET as u16,
-            sin_port: port.to_be(),
-            sin_addr: libc::in_addr { s_addr: u32::from_be_bytes([127, 0, 0, 1]).to_be() },
-            sin_zero: [0; 8],
-        };
+        ask_only(resolver, port);
     }
 }
 
@@ -246,4 +214,115 @@ fn a_hundred_fibers_wait_for_a_server_that_does_not_answer() {
         ticker.cancel();
         ticker.join().unwrap();
     });
+}
+
+/// A name server at an address of this machine's, by which every name has that address.
+fn server_of_itself(address: Ipv4Addr) {
+    let socket = UdpSocket::bind((address, 53)).unwrap();
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            // One question, and what comes behind it is left out: flags, then the numbers of the records.
+            let end = 12 + query[12..length].iter().position(|&byte| byte == 0).unwrap() + 5;
+            let asks_for_ipv4 = query[end - 4..end - 2] == [0, 1];
+            let mut reply = query[..end].to_vec();
+            reply[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, asks_for_ipv4.into(), 0, 0, 0, 0]);
+            if asks_for_ipv4 {
+                // The name of the question, type A, class IN, to be kept for no time, four bytes.
+                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+                reply.extend(address.octets());
+            }
+            socket.send_to(&reply, from).unwrap();
+        }
+    });
+}
+
+/// In namespaces of its own the process has a loopback interface and a file that are nobody else's.
+fn with_a_file_of_ones_own(file: &std::path::Path) {
+    let path = CString::new(file.to_str().unwrap()).unwrap();
+    // SAFETY: strings that end; a request of the interface by its name, in a local of that kind.
+    unsafe {
+        let (to, none) = (c"/etc/resolv.conf".as_ptr(), std::ptr::null());
+        let mounted = libc::mount(path.as_ptr(), to, none, libc::MS_BIND, std::ptr::null());
+        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[..2].copy_from_slice(&[b'l' as c_char, b'o' as c_char]);
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        assert_eq!(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request), 0);
+        libc::close(socket);
+    }
+}
+
+#[test]
+fn a_changed_file_is_read_again_with_res_init_and_without() {
+    const NAME: &str = "a_changed_file_is_read_again_with_res_init_and_without";
+    const FILE: &str = "KAPOK_TEST_RESOLV_CONF";
+    let Ok(file) = std::env::var(FILE) else {
+        // SAFETY: no memory.
+        if unsafe { libc::geteuid() } != 0 {
+            return skipped::skip("namespaces, with a resolv.conf of one's own, take root");
+        }
+        let may = Command::new("unshare").args(["--mount", "--net", "true"]).output();
+        if !may.as_ref().is_ok_and(|done| done.status.success()) {
+            return skipped::skip(&format!("no namespaces: {may:?}"));
+        }
+        // Somebody else is asked for names then, whatever the file says.
+        let asked = std::fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
+        let hosts = asked.lines().find(|line| line.starts_with("hosts:")).unwrap_or("hosts: dns");
+        if hosts.contains("resolve") || !std::path::Path::new("/etc/resolv.conf").exists() {
+            return skipped::skip("names are not looked up by /etc/resolv.conf here");
+        }
+        let path = std::env::temp_dir().join(format!("kapok-resolv-{}", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        let done = Command::new("unshare")
+            .args(["--mount", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture", "--test-threads=1"])
+            .env(FILE, &path)
+            .output();
+        std::fs::remove_file(&path).unwrap();
+        let done = done.unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    };
+    with_a_file_of_ones_own(file.as_ref());
+    let [one, other] = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+    server_of_itself(one);
+    server_of_itself(other);
+    // Of another length each time: the C library looks at that, and at times that may be coarse.
+    let times = Arc::new(AtomicUsize::new(0));
+    let says = move |address: Ipv4Addr| {
+        let comment = "#".repeat(times.fetch_add(1, Ordering::Relaxed));
+        let all = format!("nameserver {address}\noptions timeout:5\n{comment}\n");
+        std::fs::write(&file, all).unwrap();
+    };
+    let found = || -> Vec<IpAddr> {
+        let mut all: Vec<IpAddr> =
+            ("name.test", 80).to_socket_addrs().unwrap().map(|address| address.ip()).collect();
+        all.dedup();
+        all
+    };
+    kapok_libc::install();
+    let all = move || {
+        says(one);
+        assert_eq!(found(), [IpAddr::from(one)]);
+        says(other);
+        // SAFETY: this thread's own state.
+        assert_eq!(unsafe { __res_init() }, 0);
+        assert_eq!(found(), [IpAddr::from(other)]);
+        // The C library finds out for itself too.
+        says(one);
+        assert_eq!(found(), [IpAddr::from(one)]);
+    };
+    // A thread is told the same as a fiber, and a fiber on a loop whose helpers have asked before as well.
+    std::thread::spawn(all.clone()).join().unwrap();
+    let before = counts("getaddrinfo").suspended;
+    Runtime::new().unwrap().run(move || {
+        kapok::spawn_local(all.clone()).join().unwrap();
+        kapok::spawn_local(all).join().unwrap();
+    });
+    assert_eq!(counts("getaddrinfo").suspended, before + 6);
 }

@@ -171,6 +171,48 @@ fn a_handler_runs_while_a_fiber_waits_for_a_lock() {
     case("locked", &["pthread_mutex_lock"]);
 }
 
+/// What the watchdog says of a program that waits in `function`, preloaded and with main on a fiber.
+fn stall(program: &str, function: &str, engine: &str) -> String {
+    let mut command = Command::new(program);
+    command.arg(function).env("LD_PRELOAD", library()).env("KAPOK_MAIN_FIBER", "1");
+    command.env("KAPOK_ENGINE", engine).env("KAPOK_WATCHDOG_MS", "20");
+    let output = run(command);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{function}: {said}");
+    assert!(output.status.success(), "{function}: {said}");
+    said
+}
+
+#[test]
+fn what_no_hook_can_suspend_is_named_with_its_fiber_its_call_and_its_frames() {
+    let Some(program) = compiled("stalls") else { return };
+    // Where the C library's symbols are known, a function that it has tail-called is seen, and not who called.
+    let cases: [(&str, &[&str], &str); 3] = [
+        ("fgets", &["fgets"], "reads_a_line"),
+        ("system", &["system", "do_system"], "runs_a_command"),
+        ("pclose", &["pclose", "fclose"], "ends_a_pipe"),
+    ];
+    for engine in ["uring", "epoll"] {
+        for (case, functions, frame) in cases {
+            let mut said = String::new();
+            // On a busy machine the watchdog may come late, or find the fork(2) that comes before.
+            let tells = (0..5).any(|_| {
+                said = stall(&program, case, engine);
+                let named =
+                    |line: &str| functions.iter().any(|one| line.contains(&format!("{one}, by ")));
+                let begun = said.lines().any(|line| {
+                    line.starts_with("kapok: fiber \"main\" (#")
+                        && line.contains(" blocks loop ")
+                        && line.contains(", thread \"stalls\", ")
+                        && named(line)
+                });
+                begun && said.contains(frame) && said.contains(" blocked loop ")
+            });
+            assert!(tells, "{case}: not one of them was told whole: {said}");
+        }
+    }
+}
+
 #[test]
 fn calls_on_threads_are_calls_on_fibers() {
     let Some(program) = compiled("threads") else { return };

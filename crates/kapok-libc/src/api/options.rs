@@ -20,8 +20,8 @@ pub struct kapok_loop_options {
     pub sweep_interval: u64,
     /// Nanoseconds that fibers have for ending when the loop ends. Default 10 s.
     pub close_limit: u64,
-    /// Nanoseconds after which a fiber that does not wait is reported. Default: what the environment
-    /// variable KAPOK_WATCHDOG_MS says, and else never.
+    /// Nanoseconds after which a fiber that does not wait is reported, on standard error. Default: what
+    /// the environment variable KAPOK_WATCHDOG_MS says, and else never.
     pub watchdog: u64,
     /// Not 0: SIGUSR2 prints every fiber to standard error, from now on.
     pub dump_on_signal: u32,

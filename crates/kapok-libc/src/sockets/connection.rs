@@ -9,7 +9,7 @@ use std::cell::UnsafeCell;
 use std::ffi::c_int;
 use std::mem::zeroed;
 use std::os::fd::RawFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,12 @@ use crate::handler;
 use crate::kernel::kernel;
 use crate::patience::{Patience, Side, is_nonblocking, option, seen, time_out};
 use crate::wait::{Descriptor, Stopped};
+
+/// How long it takes at most until an operation that was cancelled has landed, where no thread has it.
+const A_TURN: Duration = Duration::from_millis(20);
+
+/// How long a thread has at most to begin a connect whose time is over.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// connect(2).
 ///
@@ -49,8 +55,7 @@ pub(super) unsafe fn connect(
     // Asked for before: once the time is over it is under way in any case.
     let was_connecting = limit.is_some() && is_connecting(fd);
     // SAFETY: by the caller, and it fits.
-    let operation = unsafe { connecting(fd, addr, addr_len) };
-    let landed = match call.wait_with(&[descriptor], operation, limit) {
+    let landed = match unsafe { connected(call, descriptor, (addr, addr_len), limit) } {
         Ok(landed) => landed,
         // What was begun goes on, and the next connect(2) tells.
         // SAFETY: by the caller, an address that fits has a family; it may be unaligned.
@@ -72,6 +77,72 @@ pub(super) unsafe fn connect(
         },
         _ => Err(refused(landed)),
     }
+}
+
+/// What the engine has to say of a connect, once it has: it is not begun anew for those who are to look
+/// again.
+///
+/// # Safety
+///
+/// As for [`connecting`].
+unsafe fn connected(
+    call: &Call,
+    descriptor: Descriptor,
+    (addr, addr_len): (*const sockaddr, socklen_t),
+    limit: Option<Instant>,
+) -> Result<i32, Stopped> {
+    // SAFETY: by the caller.
+    let mut operation = pin!(unsafe { connecting(descriptor.fd, addr, addr_len) });
+    loop {
+        return match call.wait_with(&[descriptor], operation.as_mut(), limit) {
+            Err(Stopped::LookAgain) => continue,
+            // However late this fiber is: what is said to be under way was begun, and may be over.
+            Err(Stopped::TimedOut) if call.inside.engine() == Kind::Uring => {
+                call.inside.submit_now();
+                operation.as_mut().cancel();
+                match call.wait_out(operation.as_mut(), Instant::now() + A_TURN) {
+                    // What blocks a worker of the kernel's is ended like a signal ends it.
+                    Some(landed) if !is_cancelled(landed) => Ok(landed),
+                    _ => Err(Stopped::TimedOut),
+                }
+            }
+            Err(Stopped::TimedOut) => handed_over(call, descriptor.fd, operation.as_mut()),
+            // Whoever is told to stop may close the number, so it is not left to be tried again.
+            Err(stopped) if is_nonblocking(descriptor.fd).is_ok_and(|nonblocking| nonblocking) => {
+                operation.as_mut().cancel();
+                let _landed = call.wait_out(operation.as_mut(), Instant::now() + A_TURN);
+                Err(stopped)
+            }
+            landed => landed,
+        };
+    }
+}
+
+/// Waits, at the end of a time limit, until the thread that is to make a connect has begun: off io_uring the
+/// engine hands it over, and it would take it back untried.
+fn handed_over(call: &Call, fd: RawFd, mut operation: Pin<&mut Operation>) -> Result<i32, Stopped> {
+    let mut grace = Duration::from_millis(1);
+    while grace < GRACE {
+        let state = tcp_state(fd);
+        if state.is_some_and(|state| state != CLOSE) {
+            return Err(Stopped::TimedOut);
+        }
+        if let Some(landed) = call.wait_out(operation.as_mut(), Instant::now() + grace) {
+            return Ok(landed);
+        }
+        // Of what is no TCP nobody can ask.
+        if state.is_none() {
+            return Err(Stopped::TimedOut);
+        }
+        grace *= 2;
+    }
+    // All threads are busy: it is taken back.
+    Ok(-libc::EAGAIN)
+}
+
+/// Whether an operation has landed because it was cancelled.
+fn is_cancelled(landed: i32) -> bool {
+    landed == -libc::ECANCELED || landed == -libc::EINTR
 }
 
 /// connect(2) for the C interface: it waits until the socket is connected, whatever that has been told of
@@ -96,14 +167,7 @@ pub(crate) unsafe fn connect_at_last(
     let descriptor = Descriptor::new(fd);
     let done = loop {
         // SAFETY: by the caller, and it fits.
-        let mut operation = pin!(unsafe { connecting(fd, addr, addr_len) });
-        let waited = loop {
-            match call.wait_with(&[descriptor], operation.as_mut(), None) {
-                Err(Stopped::LookAgain) => {}
-                waited => break waited,
-            }
-        };
-        let landed = match waited {
+        let landed = match unsafe { connected(call, descriptor, (addr, addr_len), None) } {
             Ok(landed) => landed,
             Err(stopped) => break Err(stopped),
         };
@@ -192,6 +256,14 @@ fn outcome(
 fn is_connecting(fd: RawFd) -> bool {
     const SYN_SENT: u8 = 2;
     const SYN_RECV: u8 = 3;
+    tcp_state(fd).is_some_and(|state| [SYN_SENT, SYN_RECV].contains(&state))
+}
+
+/// The state of a TCP socket that is not connected and not being connected.
+const CLOSE: u8 = 7;
+
+/// The state of a TCP socket (`TCP_SYN_SENT` and so on of the kernel's `net/tcp_states.h`); `None` of others.
+fn tcp_state(fd: RawFd) -> Option<u8> {
     // Of `struct tcp_info`, as much as is asked for; the state comes first.
     let mut state = [0_u8; 8];
     let mut len = state.len() as socklen_t;
@@ -199,7 +271,7 @@ fn is_connecting(fd: RawFd) -> bool {
     // SAFETY: writes to locals of the sizes that are told.
     let asked =
         unsafe { kernel!(libc::SYS_getsockopt, fd, tcp, info, state.as_mut_ptr(), &raw mut len) };
-    asked.is_ok() && [SYN_SENT, SYN_RECV].contains(&state[0])
+    asked.is_ok().then_some(state[0])
 }
 
 /// The error that an operation has landed with. One that a dead ring has kept is an error of the device.
@@ -399,12 +471,18 @@ fn wait_for_connection(
             Err(Stopped::Closed) => return Err(Errno(libc::EBADF)),
             Err(stopped) => stopped,
         };
+        // However late this fiber is: a connection that waits is taken.
+        if stopped == Stopped::TimedOut {
+            call.inside.submit_now();
+        }
         // A connection that comes just now is this call's. A thread that was too slow for it waits for
         // another, and has an heir.
         operation.as_mut().cancel();
-        let until = Instant::now() + Duration::from_millis(20);
-        return match call.wait_out(operation.as_mut(), until) {
+        return match call.wait_out(operation.as_mut(), Instant::now() + A_TURN) {
             Some(connection @ 0..) => Ok((connection, of_peer())),
+            Some(landed) if stopped == Stopped::TimedOut && !is_cancelled(landed) => {
+                Err(refused(landed))
+            }
             _ => Err(stopped.errno()),
         };
     }

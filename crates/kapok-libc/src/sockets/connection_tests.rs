@@ -2,8 +2,8 @@
 
 use std::ffi::c_int;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use libc::pollfd;
 
-use super::give_back;
-use crate::wait::Descriptor;
+use super::{connected as connected_until, give_back, wait_for_connection};
+use crate::call::Call;
+use crate::wait::{Descriptor, Stopped};
 
 /// Longer than anything takes that works.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -90,6 +91,57 @@ fn hear(mut client: &TcpStream) -> Vec<u8> {
     let mut word = Vec::new();
     client.read_to_end(&mut word).unwrap();
     word
+}
+
+/// A limit that a fiber has come too late for.
+fn past() -> Option<Instant> {
+    Some(Instant::now() - Duration::from_millis(5))
+}
+
+#[test]
+fn who_comes_too_late_for_a_limit_takes_a_connection_that_waits() {
+    let _alone = alone();
+    on_fiber(|| {
+        let listener = listener();
+        for _ in 0..20 {
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            assert!(crate::patience::seen(listener.as_raw_fd(), libc::POLLIN) != 0);
+            let descriptor = Descriptor::new(listener.as_raw_fd());
+            let accept = |call: &Call| wait_for_connection(call, descriptor, past());
+            let (connection, _) = Call::of_interface(accept).unwrap().unwrap();
+            // SAFETY: nobody else has the number.
+            drop(unsafe { OwnedFd::from_raw_fd(connection) });
+        }
+    });
+}
+
+#[test]
+fn a_connect_that_is_said_to_be_under_way_has_begun() {
+    let _alone = alone();
+    on_fiber(|| {
+        let listener = listener();
+        limit_accepts(&listener, LIMIT);
+        let SocketAddr::V4(there) = listener.local_addr().unwrap() else { unreachable!() };
+        // SAFETY: integers, for which zero is a value.
+        let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        address.sin_family = libc::AF_INET as libc::sa_family_t;
+        address.sin_port = there.port().to_be();
+        address.sin_addr.s_addr = u32::from_ne_bytes(there.ip().octets());
+        for _ in 0..20 {
+            // SAFETY: makes a socket, which nobody else has.
+            let socket =
+                unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0)) };
+            let connect = |call: &Call| {
+                let (at, len) = ((&raw const address).cast(), size_of_val(&address));
+                let descriptor = Descriptor::new(socket.as_raw_fd());
+                // SAFETY: a local.
+                Ok(unsafe { connected_until(call, descriptor, (at, len as u32), past()) })
+            };
+            let landed = Call::of_interface(connect).unwrap().unwrap();
+            assert!(matches!(landed, Ok(0) | Err(Stopped::TimedOut)), "{landed:?}");
+            listener.accept().unwrap();
+        }
+    });
 }
 
 #[test]

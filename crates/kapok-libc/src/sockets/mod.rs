@@ -1,5 +1,4 @@
-//! Sockets. What never waits (socket(2), bind(2), shutdown(2), getsockopt(2) and the like) has no
-//! hook: the kernel wakes whoever it concerns.
+//! Sockets. What never waits (socket(2), bind(2), getsockopt(2) and the like) has no hook.
 
 mod connection;
 mod message;
@@ -12,6 +11,7 @@ use std::ptr;
 use libc::{mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
 use crate::call::Call;
+use crate::closing;
 use crate::errno::Errno;
 use crate::hook::hooks;
 use crate::kernel::kernel;
@@ -101,6 +101,17 @@ hooks! {
     fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t = |call| {
         message::send(call, fd, msg, flags, 0).map(|count| count as ssize_t)
     }
+
+    /// shutdown(2).
+    fn shutdown(fd: c_int, how: c_int) -> c_int
+        = |_call| {
+            let done = kernel!(libc::SYS_shutdown, fd, how).map(|_| 0);
+            closing::shut_down(fd);
+            done
+        }
+        after {
+            closing::shut_down(fd);
+        }
 
     /// sendmmsg(2).
     fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int = |call| {

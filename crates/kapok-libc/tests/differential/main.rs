@@ -5,6 +5,8 @@
 
 #[path = "../backlog/mod.rs"]
 mod backlog;
+#[path = "../c_resolver/mod.rs"]
+mod c_resolver;
 mod names;
 mod resolver;
 mod scenes;

@@ -1,113 +1,12 @@
 //! The resolver, asked for what no server has to be asked for: names and addresses that are none, messages
 //! that there is no room for.
 
-use std::ffi::{c_char, c_int, c_uchar, c_void};
+use std::ffi::{c_char, c_int};
 use std::mem::zeroed;
 use std::ptr::null_mut;
 
+use crate::c_resolver::*;
 use crate::world::{Outcome, outcome};
-
-type State = *mut c_void;
-type Name = *const c_char;
-type Answer = *mut c_uchar;
-
-unsafe extern "C" {
-    fn __res_state() -> State;
-    fn __res_init() -> c_int;
-    fn __h_errno_location() -> *mut c_int;
-    fn res_query(name: Name, class: c_int, kind: c_int, answer: Answer, room: c_int) -> c_int;
-    fn __res_query(name: Name, class: c_int, kind: c_int, answer: Answer, room: c_int) -> c_int;
-    fn res_search(name: Name, class: c_int, kind: c_int, answer: Answer, room: c_int) -> c_int;
-    fn __res_search(name: Name, class: c_int, kind: c_int, answer: Answer, room: c_int) -> c_int;
-    fn res_nquery(
-        s: State,
-        name: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn __res_nquery(
-        s: State,
-        name: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn res_nsearch(
-        s: State,
-        name: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn __res_nsearch(
-        s: State,
-        name: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn res_querydomain(
-        name: Name,
-        domain: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn __res_querydomain(
-        name: Name,
-        domain: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn res_nquerydomain(
-        state: State,
-        name: Name,
-        domain: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn __res_nquerydomain(
-        state: State,
-        name: Name,
-        domain: Name,
-        class: c_int,
-        kind: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn res_send(query: *const c_uchar, len: c_int, to: Answer, room: c_int) -> c_int;
-    fn __res_send(query: *const c_uchar, len: c_int, to: Answer, room: c_int) -> c_int;
-    fn res_nsend(state: State, query: *const c_uchar, len: c_int, to: Answer, room: c_int)
-    -> c_int;
-    fn __res_nsend(
-        state: State,
-        query: *const c_uchar,
-        len: c_int,
-        to: Answer,
-        room: c_int,
-    ) -> c_int;
-    fn gethostbyaddr(address: *const c_void, len: u32, family: c_int) -> *mut libc::hostent;
-    fn gethostbyaddr_r(
-        address: *const c_void,
-        len: u32,
-        family: c_int,
-        entry: *mut libc::hostent,
-        buffer: *mut c_char,
-        room: usize,
-        found: *mut *mut libc::hostent,
-        error: *mut c_int,
-    ) -> c_int;
-}
 
 pub(crate) fn ask(way: u8) -> Outcome {
     // Longer than a name may be.

@@ -110,11 +110,22 @@ fn child() -> libc::pid_t {
 }
 
 pub(super) fn children() {
-    let waits: [(&str, fn(libc::pid_t) -> bool); 4] = [
+    unsafe extern "C" {
+        fn __wait(status: *mut c_int) -> libc::pid_t;
+        fn __waitpid(pid: libc::pid_t, status: *mut c_int, options: c_int) -> libc::pid_t;
+        fn wait3(status: *mut c_int, options: c_int, usage: *mut libc::rusage) -> libc::pid_t;
+    }
+    let waits: [(&str, fn(libc::pid_t) -> bool); 7] = [
         // SAFETY: no memory of ours, here and below.
         ("wait", |child| unsafe { libc::wait(null_mut()) == child }),
         // SAFETY: as above.
         ("waitpid", |child| unsafe { libc::waitpid(child, null_mut(), 0) == child }),
+        // SAFETY: as above.
+        ("__wait", |child| unsafe { __wait(null_mut()) == child }),
+        // SAFETY: as above.
+        ("__waitpid", |child| unsafe { __waitpid(child, null_mut(), 0) == child }),
+        // SAFETY: as above.
+        ("wait3", |child| unsafe { wait3(null_mut(), 0, null_mut()) == child }),
         // SAFETY: as above.
         ("wait4", |child| unsafe { libc::wait4(child, null_mut(), 0, null_mut()) == child }),
         // SAFETY: writes to a local.
@@ -129,7 +140,7 @@ pub(super) fn children() {
 }
 
 /// A lock of the C library's, all zeros of which is a new one.
-struct Zeroed<T>(UnsafeCell<T>);
+pub(super) struct Zeroed<T>(UnsafeCell<T>);
 
 // SAFETY: the C library's objects are made to be shared by threads.
 unsafe impl<T> Sync for Zeroed<T> {}
@@ -137,18 +148,18 @@ unsafe impl<T> Sync for Zeroed<T> {}
 unsafe impl<T> Send for Zeroed<T> {}
 
 impl<T> Zeroed<T> {
-    fn new() -> Arc<Zeroed<T>> {
+    pub(super) fn new() -> Arc<Zeroed<T>> {
         // SAFETY: plain words.
         Arc::new(Zeroed(UnsafeCell::new(unsafe { std::mem::zeroed() })))
     }
 
-    fn at(&self) -> *mut T {
+    pub(super) fn at(&self) -> *mut T {
         self.0.get()
     }
 }
 
 /// Runs `takes` while a thread holds what it takes for long enough.
-fn held<T: 'static>(
+pub(super) fn held<T: 'static>(
     name: &'static str,
     take: unsafe extern "C" fn(*mut T) -> c_int,
     give: unsafe extern "C" fn(*mut T) -> c_int,
@@ -173,12 +184,12 @@ fn held<T: 'static>(
     });
 }
 
-/// In a while, and later than anything here waits.
-fn far() -> libc::timespec {
+/// In a while by a clock, and later than anything here waits.
+pub(super) fn far(clock: libc::clockid_t) -> libc::timespec {
     // SAFETY: writes to a local.
     unsafe {
         let mut now = std::mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now);
+        libc::clock_gettime(clock, &raw mut now);
         libc::timespec { tv_sec: now.tv_sec + 60, ..now }
     }
 }
@@ -192,6 +203,35 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+/// Waits at a condition.
+type Wait = fn(*mut libc::pthread_cond_t, *mut libc::pthread_mutex_t) -> c_int;
+
+/// Runs `wait` at a condition that a thread signals after a while.
+pub(super) fn signalled(name: &'static str, wait: Wait) {
+    type Both = (libc::pthread_cond_t, libc::pthread_mutex_t);
+    let both = Zeroed::<Both>::new();
+    let there = Arc::clone(&both);
+    // SAFETY: a condition and a mutex that are there; places, of which nothing is read.
+    let at = |both: &Zeroed<Both>| unsafe { (&raw mut (*both.at()).0, &raw mut (*both.at()).1) };
+    let signal = move || {
+        let (condition, mutex) = at(&there);
+        // SAFETY: as above.
+        unsafe {
+            libc::pthread_mutex_lock(mutex);
+            libc::pthread_cond_signal(condition);
+            libc::pthread_mutex_unlock(mutex);
+        }
+    };
+    until_over(name, signal, move || {
+        let (condition, mutex) = at(&both);
+        // SAFETY: as above.
+        unsafe { libc::pthread_mutex_lock(mutex) };
+        assert_eq!(wait(condition, mutex), 0, "{name}");
+        // SAFETY: as above.
+        unsafe { libc::pthread_mutex_unlock(mutex) };
+    });
+}
+
 pub(super) fn locks() {
     use libc::{
         pthread_mutex_lock, pthread_mutex_t, pthread_mutex_timedlock, pthread_mutex_unlock,
@@ -203,7 +243,7 @@ pub(super) fn locks() {
     unsafe {
         held::<pthread_mutex_t>("pthread_mutex_lock", lock, unlock, move |at| lock(at));
         held::<pthread_mutex_t>("pthread_mutex_timedlock", lock, unlock, |at| {
-            pthread_mutex_timedlock(at, &far())
+            pthread_mutex_timedlock(at, &far(libc::CLOCK_REALTIME))
         });
         held::<pthread_mutex_t>("mtx_lock", mtx_lock, mtx_unlock, |at| mtx_lock(at));
         held::<pthread_rwlock_t>("pthread_rwlock_wrlock", write, done, move |at| write(at));
@@ -211,7 +251,7 @@ pub(super) fn locks() {
             pthread_rwlock_rdlock(at)
         });
         held::<pthread_rwlock_t>("pthread_rwlock_timedwrlock", write, done, |at| {
-            pthread_rwlock_timedwrlock(at, &far())
+            pthread_rwlock_timedwrlock(at, &far(libc::CLOCK_REALTIME))
         });
     }
 
@@ -219,7 +259,7 @@ pub(super) fn locks() {
         // SAFETY: a semaphore that is there, and a local.
         ("sem_wait", |at| unsafe { libc::sem_wait(at) }),
         // SAFETY: as above.
-        ("sem_timedwait", |at| unsafe { libc::sem_timedwait(at, &far()) }),
+        ("sem_timedwait", |at| unsafe { libc::sem_timedwait(at, &far(libc::CLOCK_REALTIME)) }),
     ];
     for (name, wait) in waits {
         let semaphore = Zeroed::<libc::sem_t>::new();
@@ -229,39 +269,16 @@ pub(super) fn locks() {
         beside_a_ticker(name, move || assert_eq!(wait(semaphore.at()), 0));
     }
 
-    type Wait = fn(*mut libc::pthread_cond_t, *mut libc::pthread_mutex_t) -> c_int;
     let waits: [(&str, Wait); 2] = [
         // SAFETY: a condition and a mutex that are there, and a local.
         ("pthread_cond_wait", |at, mutex| unsafe { libc::pthread_cond_wait(at, mutex) }),
         // SAFETY: as above.
         ("pthread_cond_timedwait", |at, mutex| unsafe {
-            libc::pthread_cond_timedwait(at, mutex, &far())
+            libc::pthread_cond_timedwait(at, mutex, &far(libc::CLOCK_REALTIME))
         }),
     ];
     for (name, wait) in waits {
-        let both = Zeroed::<(libc::pthread_cond_t, libc::pthread_mutex_t)>::new();
-        let there = Arc::clone(&both);
-        type Both = (libc::pthread_cond_t, libc::pthread_mutex_t);
-        // SAFETY: as above; places, of which nothing is read.
-        let at =
-            |both: &Zeroed<Both>| unsafe { (&raw mut (*both.at()).0, &raw mut (*both.at()).1) };
-        let signal = move || {
-            let (condition, mutex) = at(&there);
-            // SAFETY: as above.
-            unsafe {
-                libc::pthread_mutex_lock(mutex);
-                libc::pthread_cond_signal(condition);
-                libc::pthread_mutex_unlock(mutex);
-            }
-        };
-        until_over(name, signal, move || {
-            let (condition, mutex) = at(&both);
-            // SAFETY: as above.
-            unsafe { libc::pthread_mutex_lock(mutex) };
-            assert_eq!(wait(condition, mutex), 0);
-            // SAFETY: as above.
-            unsafe { libc::pthread_mutex_unlock(mutex) };
-        });
+        signalled(name, wait);
     }
 
     let barrier = Zeroed::<libc::pthread_barrier_t>::new();
@@ -331,10 +348,27 @@ pub(super) fn signals() {
     };
     // SAFETY: no memory.
     until_over("pause", kill, || assert_eq!(unsafe { libc::pause() }, -1));
-    until_over("sigsuspend", kill, || {
-        // SAFETY: a set of none.
-        assert_eq!(unsafe { libc::sigsuspend(&std::mem::zeroed()) }, -1);
-    });
+    unsafe extern "C" {
+        fn __sigsuspend(blocked: *const libc::sigset_t) -> c_int;
+        fn sigpause(mask: c_int) -> c_int;
+        fn __xpg_sigpause(signal: c_int) -> c_int;
+        fn __sigpause(signal_or_mask: c_int, is_signal: c_int) -> c_int;
+    }
+    let suspends: [(&str, fn() -> c_int); 5] = [
+        // SAFETY: sets of none, or no memory, for all of these.
+        ("sigsuspend", || unsafe { libc::sigsuspend(&std::mem::zeroed()) }),
+        // SAFETY: as above.
+        ("__sigsuspend", || unsafe { __sigsuspend(&std::mem::zeroed()) }),
+        // SAFETY: as above.
+        ("sigpause", || unsafe { sigpause(0) }),
+        // SAFETY: as above.
+        ("__xpg_sigpause", || unsafe { __xpg_sigpause(SIGNAL) }),
+        // SAFETY: as above.
+        ("__sigpause", || unsafe { __sigpause(SIGNAL, 1) }),
+    ];
+    for (name, suspend) in suspends {
+        until_over(name, kill, move || assert_eq!(suspend(), -1, "{name}"));
+    }
     // Whoever is made from here on has it blocked too.
     let change = |how| {
         // SAFETY: a local.

@@ -2,15 +2,21 @@
 
 #![allow(clippy::type_complexity, reason = "tables of calls are written where they are called")]
 
+#[path = "../c_resolver/mod.rs"]
+mod c_resolver;
 mod events;
+mod never;
 #[allow(dead_code, reason = "other tests need more of it")]
 #[path = "../one_loop/mod.rs"]
 mod one_loop;
+mod resolver;
 mod transfers;
+mod variants;
+mod waits;
 
 use std::cell::UnsafeCell;
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -21,8 +27,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use events::{children, locks, names, readiness, signals, sleeps};
+use events::{Zeroed, children, far, held, locks, names, readiness, signalled, signals, sleeps};
+use never::nothing_is_left_out;
+use resolver::resolver;
 use transfers::{disk, files, sockets};
+use variants::{closes, openings, positional, streams, turns};
+use waits::{barriers, joins, limits, once};
 
 /// How long each call blocks at least.
 const BLOCKED: Duration = Duration::from_millis(60);
@@ -39,12 +49,23 @@ fn largest_gap(sleep: impl Fn(), until: &AtomicBool) -> Duration {
     largest
 }
 
-/// Beside which the ticker stopped for too long, in this round.
+/// Beside which the ticker stopped for too long, in this part.
 static LATE: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
 
-/// How often everything is called: who blocks the thread does so each time, and a machine with much to do
-/// is late beside one call or the other.
-const ROUNDS: usize = 3;
+/// How often a part is called at most in which the ticker was late: who blocks the thread does so each time,
+/// and a machine with much to do is late beside one call or the other.
+const ROUNDS: usize = 8;
+
+/// The hooked functions that have suspended a fiber beside the ticker.
+static SHOWN: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+
+/// The names of all calls that were made beside it.
+static CALLED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+
+/// How often each hooked function has suspended a fiber.
+fn suspensions() -> impl Iterator<Item = (&'static str, u64)> {
+    kapok_libc::hooks().map(|hook| (hook.name(), hook.counts().suspended))
+}
 
 /// How many calls [`beside_a_ticker`] has begun.
 static BEGUN: AtomicU32 = AtomicU32::new(0);
@@ -71,11 +92,15 @@ fn beside_a_ticker(name: &'static str, blocks: impl FnOnce() + 'static) {
     let seen = Arc::clone(&over);
     let ticker = kapok::spawn_local(move || largest_gap(|| kapok::sleep(tick).unwrap(), &seen));
     kapok::yield_now();
+    let before: Vec<_> = suspensions().collect();
     let began = Instant::now();
     BEGUN.fetch_add(1, Ordering::SeqCst);
     let caller = kapok::spawn_local(blocks);
     caller.join().unwrap();
     let took = began.elapsed();
+    let after = suspensions().zip(before).filter(|((_, after), (_, before))| after > before);
+    SHOWN.lock().unwrap().extend(after.map(|((name, _), _)| name));
+    CALLED.lock().unwrap().insert(name);
     over.store(true, Ordering::Release);
     let (gap, bare) = (ticker.join().unwrap(), bare.join().unwrap());
     println!("{name}: blocked for {took:?}, largest gap {gap:?}, of a bare thread {bare:?}");
@@ -179,27 +204,29 @@ fn receiving(name: &'static str, waits: impl Fn(RawFd) -> isize + 'static) {
     beside_a_ticker(name, move || assert_eq!(waits(one.as_raw_fd()), 1, "{name}"));
 }
 
+/// All calls, in parts that stand on their own.
+const PARTS: &[fn()] = &[
+    sockets, streams, readiness, sleeps, turns, files, openings, disk, positional, closes,
+    children, locks, limits, once, barriers, joins, names, resolver, signals,
+];
+
+/// Makes the calls of a part. Beside which the ticker was late.
+fn late_in(part: fn()) -> BTreeSet<&'static str> {
+    one_loop::run(Duration::from_secs(200), part);
+    std::mem::take(&mut *LATE.lock().unwrap())
+}
+
 #[test]
 fn the_ticker_goes_on_beside_each_call() {
-    let mut late: Option<BTreeSet<&str>> = None;
-    for _ in 0..ROUNDS {
-        one_loop::run(Duration::from_secs(200), || {
-            sockets();
-            readiness();
-            sleeps();
-            files();
-            disk();
-            children();
-            locks();
-            names();
-            signals();
-        });
-        let now = std::mem::take(&mut *LATE.lock().unwrap());
-        let always = late.map_or(now.clone(), |late| late.intersection(&now).copied().collect());
-        if always.is_empty() {
-            return;
+    let mut left: Vec<_> = PARTS.iter().map(|part| (*part, late_in(*part))).collect();
+    nothing_is_left_out();
+    for _ in 1..ROUNDS {
+        left.retain(|(_, late)| !late.is_empty());
+        for (part, late) in &mut left {
+            let again = late_in(*part);
+            late.retain(|name| again.contains(name));
         }
-        late = Some(always);
     }
-    panic!("the ticker stopped each time beside {late:?}");
+    let always: BTreeSet<_> = left.iter().flat_map(|(_, late)| late).collect();
+    assert!(always.is_empty(), "the ticker stopped each time beside {always:?}");
 }

@@ -72,7 +72,7 @@ pub(super) fn sockets() {
     });
     let (one, other) = UnixDatagram::pair().unwrap();
     later(move || while other.recv(&mut [0; 8]).is_ok() {});
-    beside_a_ticker("sendto", move || {
+    beside_a_ticker("send of datagrams", move || {
         for _ in 0..2000 {
             one.send(b"x").unwrap();
         }
@@ -141,13 +141,23 @@ pub(super) fn files() {
         section.l_type = libc::F_WRLCK as _;
         section
     };
-    let locks: [(&str, fn(RawFd, &mut libc::flock) -> c_int); 3] = [
+    unsafe extern "C" {
+        fn fcntl64(fd: c_int, command: c_int, ...) -> c_int;
+        fn lockf64(fd: c_int, command: c_int, len: i64) -> c_int;
+    }
+    let locks: [(&str, fn(RawFd, &mut libc::flock) -> c_int); 5] = [
         // SAFETY: a section that is there.
         ("F_SETLKW", |fd, section| unsafe { libc::fcntl(fd, libc::F_SETLKW, section) }),
         // SAFETY: as above.
         ("F_OFD_SETLKW", |fd, section| unsafe { libc::fcntl(fd, libc::F_OFD_SETLKW, section) }),
         // SAFETY: no memory.
         ("lockf", |fd, _| unsafe { libc::lockf(fd, libc::F_LOCK, 0) }),
+        // SAFETY: a section that is there.
+        ("fcntl64", |fd, section| unsafe {
+            fcntl64(fd, libc::F_SETLKW, std::ptr::from_mut(section))
+        }),
+        // SAFETY: no memory.
+        ("lockf64", |fd, _| unsafe { lockf64(fd, libc::F_LOCK, 0) }),
     ];
     for (name, lock) in locks {
         let (one, other) = (File::create(&path).unwrap(), File::create(&path).unwrap());
