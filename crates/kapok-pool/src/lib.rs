@@ -8,6 +8,8 @@
 //! What has no operation of its own here is an [entry](Pool::entry) of io_uring. What io_uring has none for is a
 //! call on a blocking thread ([`File::blocking`]).
 //!
+//! Where the thread of an executor has a ring of its own driven by its [`Driver`], nothing is handed over at all.
+//!
 //! Where the kernel refuses io_uring, the same operations are carried out by epoll and by threads that
 //! block.
 
@@ -19,6 +21,8 @@ mod cell;
 mod channel;
 mod context;
 mod descriptor;
+#[cfg(target_os = "linux")]
+mod driver;
 #[cfg(target_os = "linux")]
 mod entries;
 mod file;
@@ -61,6 +65,8 @@ pub use carrier::{Carrier, PollState};
 pub use cell::Landed;
 pub use context::raw_os_error;
 pub use descriptor::Descriptor;
+#[cfg(target_os = "linux")]
+pub use driver::{Driver, Resting};
 #[cfg(target_os = "linux")]
 pub use entries::{OfEntry, Splice};
 pub use file::{File, Metadata, OpenFile, OpenOptions};

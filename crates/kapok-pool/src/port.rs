@@ -2,9 +2,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::task::Waker;
 
 use kapok_engine::Bell;
 
+use crate::cell::{drop_quietly, undisturbed};
 use crate::channel::{Channel, Refused};
 use crate::primitives::Apart;
 use crate::sleep::SleepFlag;
@@ -22,14 +24,24 @@ pub(crate) enum Order {
     Close,
 }
 
+/// How whoever serves a port is woken.
+pub(crate) enum Rouse {
+    /// The bell of the engine that a thread waits in.
+    Bell(Bell),
+    /// The waker of the task that polls a driver, once for each time that it falls asleep.
+    Waker(Waker),
+    /// Not at all: a driver that sleeps has given its waker before.
+    Later,
+}
+
 /// The end of a list of cancels.
 const NONE: u32 = u32::MAX;
 
 pub(crate) struct Port {
     pub(crate) channel: Channel,
     sleep: Apart<SleepFlag>,
-    /// Of the engine of the thread that there is now.
-    bell: Mutex<Option<Bell>>,
+    /// Of who serves it now. `None`: nobody is to be woken.
+    rouse: Mutex<Option<Rouse>>,
     /// The slots whose waiters have gone away, linked through them.
     cancels: Apart<AtomicU32>,
     order: AtomicU32,
@@ -43,7 +55,7 @@ impl Port {
         Port {
             channel: Channel::new(capacity),
             sleep: Apart(SleepFlag::new()),
-            bell: Mutex::new(None),
+            rouse: Mutex::new(None),
             cancels: Apart(AtomicU32::new(NONE)),
             order: AtomicU32::new(Order::Serve as u32),
             in_flight: Apart(AtomicU32::new(0)),
@@ -51,9 +63,9 @@ impl Port {
         }
     }
 
-    /// Opens it for a thread with this bell.
-    pub(crate) fn open(&self, bell: Bell) {
-        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = Some(bell);
+    /// Opens it for who is woken like this.
+    pub(crate) fn open(&self, rouse: Rouse) {
+        *self.rouse.lock().unwrap_or_else(PoisonError::into_inner) = Some(rouse);
         // Whoever closes the pool stores that first and then gives the order; the thread that opens the
         // port looks for it afterwards. One of the two sees the other.
         self.order.store(Order::Serve as u32, Ordering::SeqCst);
@@ -63,13 +75,24 @@ impl Port {
     /// Keeps everybody else from the bell.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn hold_bell(&self) -> impl Drop + '_ {
-        self.bell.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rouse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a driver, before it falls asleep: by which waker it is woken.
+    pub(crate) fn rouse_by(&self, waker: &Waker) {
+        let mut rouse = self.rouse.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = matches!(&*rouse, Some(Rouse::Waker(present)) if present.will_wake(waker));
+        if !same {
+            let before = rouse.replace(Rouse::Waker(waker.clone()));
+            drop(rouse);
+            drop_quietly(before);
+        }
     }
 
     /// Its thread has ended: nobody is to be woken.
     pub(crate) fn leave(&self) {
-        let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(bell);
+        let rouse = self.rouse.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop_quietly(rouse);
     }
 
     /// Puts an operation in, and wakes the thread if it sleeps.
@@ -160,8 +183,17 @@ impl Port {
     #[inline]
     pub(crate) fn notify(&self) {
         let rang = self.sleep.notify(|| {
-            if let Some(bell) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
-                bell.ring();
+            let mut rouse = self.rouse.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *rouse {
+                Some(Rouse::Bell(bell)) => bell.ring(),
+                Some(taken @ Rouse::Waker(_)) => {
+                    let taken = std::mem::replace(taken, Rouse::Later);
+                    drop(rouse);
+                    if let Rouse::Waker(waker) = taken {
+                        undisturbed(|| waker.wake());
+                    }
+                }
+                Some(Rouse::Later) | None => {}
             }
         });
         if rang {

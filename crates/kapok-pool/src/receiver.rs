@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -72,8 +73,13 @@ impl Brings {
 impl Brings {
     /// Whether the stream is at its end, by what an operation has come to. What has befallen the socket is
     /// kept for whoever takes the pieces, also if nobody waits for the operation.
-    fn ended(&self, landed: io::Result<Landed>) -> io::Result<bool> {
+    fn ended(&self, socket: RawFd, landed: io::Result<Landed>) -> io::Result<bool> {
         let error = match landed {
+            // An empty message is one, and ends the operation and nothing else.
+            Ok(landed) if landed.res == 0 && brings_datagrams(socket) => {
+                self.0.add(Vec::new());
+                return Ok(false);
+            }
             // The bytes were told of before.
             Ok(landed) => return Ok(landed.res == 0),
             Err(error) => error,
@@ -107,6 +113,31 @@ impl Drop for Brings {
     }
 }
 
+/// Whether nothing received is a message of no bytes, and not the end, which of datagrams is a shutdown.
+fn brings_datagrams(socket: RawFd) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut len = size_of_val(&kind) as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_TYPE);
+    // SAFETY: writes to locals of the sizes that are told.
+    let res =
+        unsafe { libc::getsockopt(socket, level, name, (&raw mut kind).cast(), &raw mut len) };
+    res == 0 && kind == libc::SOCK_DGRAM && !is_shut_down(socket)
+}
+
+#[cfg(target_os = "linux")]
+fn is_shut_down(socket: RawFd) -> bool {
+    let mut one = libc::pollfd { fd: socket, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one, which outlives the call.
+    let res = unsafe { libc::poll(&raw mut one, 1, 0) };
+    res > 0 && one.revents & libc::POLLRDHUP != 0
+}
+
+/// Not to be asked here.
+#[cfg(not(target_os = "linux"))]
+fn is_shut_down(_socket: RawFd) -> bool {
+    false
+}
+
 /// Receiving whatever comes, into buffers of the thread's.
 struct ReceiveMany<D: Descriptor> {
     entry: Entry,
@@ -135,7 +166,7 @@ unsafe impl<D: Descriptor> Request for ReceiveMany<D> {
     }
 
     fn finish(self, landed: io::Result<Landed>) -> io::Result<bool> {
-        self.brings.ended(landed)
+        self.brings.ended(self.held.raw(), landed)
     }
 }
 
@@ -164,7 +195,7 @@ unsafe impl<D: Descriptor> Request for ReceiveOnce<D> {
         let count = landed.as_ref().map_or(0, |landed| landed.res as usize);
         // SAFETY: the kernel has written so many.
         unsafe { self.buffer.set_len(count) };
-        let ended = self.brings.ended(landed);
+        let ended = self.brings.ended(self.held.raw(), landed);
         if count > 0 {
             self.brings.0.add(self.buffer);
         }
@@ -178,8 +209,9 @@ enum Running<D: Descriptor> {
 }
 
 /// What comes over a socket, piece by piece, by one operation of a ring (a multishot receive), which is
-/// begun again when it ends; off io_uring by one receive after the other. While nothing comes it holds no
-/// memory. Made by [`Pool::receiver`].
+/// begun again when it ends; off io_uring by one receive after the other. A datagram is a piece, and cut if
+/// it is larger than what a piece has room for. While nothing comes it holds no memory. Made by
+/// [`Pool::receiver`].
 ///
 /// It receives ahead, up to about 256 KiB: who else receives from this socket, peeks or polls misses what is
 /// here. Let there be one for a socket, and [`stop`](Receiver::stop) it to go on otherwise.
@@ -215,7 +247,8 @@ impl<D: Descriptor> Receiver<D> {
         }
     }
 
-    /// The next piece, or `None` at the end of the stream. Dropped, the future loses nothing.
+    /// The next piece, or `None` at the end of the stream. Datagrams may be empty, and have no end but a
+    /// shutdown of their socket, of which a ring is not told. Dropped, the future loses nothing.
     ///
     /// # Errors
     ///
@@ -313,7 +346,7 @@ mod tests {
         let Ok(engine) = AnyEngine::new(Kind::Uring, &Config::default()) else { return };
         let shared = Arc::new(Shared::new(8, 1, 8, Balance::default()));
         shared.active.store(1, std::sync::atomic::Ordering::Release);
-        shared.ports[0].open(engine.bell());
+        shared.ports[0].open(crate::port::Rouse::Bell(engine.bell()));
         let mut steps = Loop::new(engine, Arc::clone(&shared), 0, crate::pool::pace_for_tests());
         steps.provide = crate::thread::provide_buffers;
         let pool = crate::pool::tests_only(shared);

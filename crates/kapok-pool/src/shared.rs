@@ -1,8 +1,11 @@
 //! What a pool's handles, its futures and its threads share, and the way in.
 
 use std::mem;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use kapok_engine::Op;
 
 use crate::balance::Balance;
 use crate::channel::Refused;
@@ -180,8 +183,8 @@ impl Shared {
         let active = self.active.load(Ordering::Acquire).max(1) as usize;
         let first = match active {
             1 => 0,
-            // SAFETY: still the submitter's.
-            _ => self.balance.choose(&self.ports, active, unsafe { slot.op() }.fd()),
+            // SAFETY: still the submitter's, and filled.
+            _ => self.balance.choose(&self.ports, active, unsafe { descriptor(slot.op()) }),
         };
         let mut closed = true;
         for further in 0..active {
@@ -217,5 +220,22 @@ impl Shared {
 
     pub(crate) fn grace(&self) -> Duration {
         Duration::from_nanos(self.grace.load(Ordering::Acquire))
+    }
+}
+
+/// The descriptor that an operation is on, if it is on one.
+///
+/// # Safety
+///
+/// What it names may be read.
+unsafe fn descriptor(op: Op) -> Option<RawFd> {
+    match op {
+        #[cfg(target_os = "linux")]
+        Op::Entry { entry } => {
+            // SAFETY: by the caller.
+            let fd = unsafe { (*entry).descriptor() };
+            (fd >= 0).then_some(fd)
+        }
+        op => op.fd(),
     }
 }

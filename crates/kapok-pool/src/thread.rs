@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kapok_engine::{AnyEngine, Config, Engine, Kind, offload};
 
-use crate::port::Order;
+use crate::port::{Order, Rouse};
 use crate::scale::Scaler;
 #[cfg(target_os = "linux")]
 use crate::shared::Registration;
@@ -53,7 +53,14 @@ const SCALING_WAIT: Duration = Duration::from_millis(50);
 
 /// An I/O thread that unwinds has left operations behind whose memory the kernel may hold, and futures
 /// that nobody will wake. There is no way on from there.
-struct AbortOnPanic;
+pub(crate) struct AbortOnPanic;
+
+impl AbortOnPanic {
+    /// None where a panic is under way already: a second one aborts by itself.
+    pub(crate) fn unless_panicking() -> Option<AbortOnPanic> {
+        if std::thread::panicking() { None } else { Some(AbortOnPanic) }
+    }
+}
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
@@ -71,6 +78,21 @@ thread_local! {
 /// Whether the calling thread is an I/O thread, which must not block.
 pub(crate) fn is_io_thread() -> bool {
     IS_IO_THREAD.try_with(Cell::get).unwrap_or(false)
+}
+
+/// The calling thread counts as an I/O thread until this is dropped.
+pub(crate) struct AsIoThread(bool);
+
+impl AsIoThread {
+    pub(crate) fn begin() -> AsIoThread {
+        AsIoThread(IS_IO_THREAD.try_with(|is| is.replace(true)).unwrap_or(true))
+    }
+}
+
+impl Drop for AsIoThread {
+    fn drop(&mut self) {
+        let _ = IS_IO_THREAD.try_with(|is| is.set(self.0));
+    }
 }
 
 impl Crew {
@@ -149,7 +171,7 @@ impl Crew {
             return ready(Err(error));
         }
         let port = &self.shared.ports[number];
-        port.open(engine.bell());
+        port.open(Rouse::Bell(engine.bell()));
         // A pool that was closed while this thread started has told the others.
         if self.shared.closed.load(Ordering::SeqCst) {
             port.give(Order::Close);
@@ -196,7 +218,7 @@ impl Crew {
         not(target_os = "linux"),
         expect(clippy::unused_self, reason = "there are no rings")
     )]
-    fn register_buffers(&self, engine: &mut AnyEngine) -> io::Result<()> {
+    pub(crate) fn register_buffers(&self, engine: &mut AnyEngine) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         if let (AnyEngine::Uring(ring), Some(buffers)) = (engine, &self.shared.buffers)
             && self.shared.registration() != Registration::Refused

@@ -5,7 +5,7 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -150,6 +150,39 @@ fn what_is_received_is_what_was_sent_whatever_is_dropped() {
             assert_eq!(at, sent.len());
             assert!(block_on(receiver.next()).is_none());
         });
+    }
+}
+
+#[test]
+fn an_empty_datagram_is_a_piece_and_not_the_end() {
+    let _turn = harness::turn();
+    for (number, pool) in pools().into_iter().enumerate() {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        let near = Arc::new(near);
+        let mut receiver = pool.receiver(&near);
+        for message in [&b"before"[..], b"", b"", b"behind"] {
+            far.send(message).unwrap();
+            assert_eq!(block_on(receiver.next()).unwrap().unwrap(), message);
+        }
+        // Those that nobody has taken yet are there too.
+        assert!(poll_once(&mut Box::pin(receiver.next())).is_pending());
+        far.send(b"").unwrap();
+        far.send(b"last").unwrap();
+        assert_eq!(block_on(receiver.next()).unwrap().unwrap(), b"");
+        let (mut pieces, said) = block_on(receiver.stop());
+        said.unwrap();
+        // The second was received already, or is in the socket yet.
+        if pieces.is_empty() {
+            let mut rest = [0; 8];
+            let count = near.recv(&mut rest).unwrap();
+            pieces.push(rest[..count].to_vec());
+        }
+        assert_eq!(pieces, [b"last"]);
+        // Nothing comes behind a shutdown, of which the first, off io_uring, is told.
+        if number == 0 {
+            near.shutdown(std::net::Shutdown::Read).unwrap();
+            assert!(block_on(pool.receiver(&near).next()).is_none());
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use harness::{block_on, eventually, has_uring, poll_once, scale};
-use kapok_pool::{Balance, Listener, Pool, Thresholds, Via};
+use harness::{Scratch, block_on, eventually, has_uring, poll_once, scale};
+use kapok_pool::{Balance, Listener, OpenOptions, Pool, PoolStats, Thresholds, Via};
 
 #[test]
 fn operations_of_many_tasks_over_two_threads_are_neither_lost_nor_doubled() {
@@ -63,6 +63,31 @@ fn each_policy_uses_all_threads() {
         let shares: Vec<u64> = stats.threads.iter().map(|thread| thread.submitted).collect();
         assert!(shares.iter().all(|&share| share >= 5), "{balance:?}: {shares:?}");
     }
+}
+
+#[test]
+fn by_file_all_operations_on_a_file_go_to_one_thread() {
+    let _turn = harness::turn();
+    has_uring();
+    let pool =
+        Pool::builder().threads(4).balance(Balance::ByFile).via(Via::Thread).build().unwrap();
+    let scratch = Scratch::new("by-file", b"");
+    let file = block_on(OpenOptions::new().write(true).open(&pool, &scratch.0)).unwrap();
+    let of_all = |stats: &PoolStats| -> Vec<u64> {
+        stats.threads.iter().map(|thread| thread.submitted).collect()
+    };
+    eventually("the threads have noted it", || pool.stats().pending() == 0);
+    let before = of_all(&pool.stats());
+    for _ in 0..8 {
+        block_on(file.write_at(vec![7; 16], 0)).0.unwrap();
+        // Entries of io_uring are operations on their file too.
+        block_on(file.allocate(0, 4096)).unwrap();
+    }
+    eventually("the threads have noted it", || pool.stats().pending() == 0);
+    let shares: Vec<u64> =
+        of_all(&pool.stats()).iter().zip(before).map(|(now, before)| now - before).collect();
+    assert_eq!(shares.iter().filter(|&&share| share > 0).count(), 1, "{shares:?}");
+    assert_eq!(shares.iter().sum::<u64>(), 16, "{shares:?}");
 }
 
 fn rings() -> usize {

@@ -23,8 +23,14 @@
 //! # std::fs::remove_file(&path)
 //! # }
 //! ```
+//!
+//! On Linux a runtime's own thread can carry the operations out in the place of an I/O thread: see [`drive`].
 
+#[cfg(target_os = "linux")]
+mod drive;
 mod file;
 mod writing;
 
+#[cfg(target_os = "linux")]
+pub use drive::drive;
 pub use file::File;

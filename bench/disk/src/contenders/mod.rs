@@ -12,7 +12,7 @@ mod tokio_uring;
 
 use std::io;
 
-use ::kapok::pool::{Balance, Pool, Via};
+use ::kapok::pool::{Balance, Builder, Pool, Via};
 use kapok_lab::disk::Workload;
 
 use crate::job::{Figures, Job, measure};
@@ -21,7 +21,7 @@ use crate::job::{Figures, Job, measure};
 pub(crate) const BASELINE: &str = "bare ring";
 
 /// All of them, in the order of the table.
-pub(crate) const ALL: [&str; 20] = [
+pub(crate) const ALL: [&str; 21] = [
     BASELINE,
     "fio",
     "threads",
@@ -38,6 +38,7 @@ pub(crate) const ALL: [&str; 20] = [
     "tasks auto",
     "tasks caller",
     "tasks thread",
+    "tasks driven",
     "threads auto",
     "threads caller",
     "threads thread",
@@ -51,6 +52,11 @@ pub(crate) fn base(name: &str) -> &str {
 
 /// A pool with other numbers than it has by itself.
 fn pool(tuning: &str, via: Via) -> io::Result<Pool> {
+    builder(tuning, via)?.build()
+}
+
+/// Its options.
+fn builder(tuning: &str, via: Via) -> io::Result<Builder> {
     let mut builder = Pool::builder().via(via);
     for (name, value) in tuning.split(',').filter_map(|part| part.split_once('=')) {
         let number: usize = value.parse().unwrap_or(0);
@@ -71,7 +77,7 @@ fn pool(tuning: &str, via: Via) -> io::Result<Pool> {
             _ => return Err(io::Error::other(format!("a pool has no {name}"))),
         };
     }
-    builder.build()
+    Ok(builder)
 }
 
 /// Tells what the pool has counted, if that is asked for.
@@ -116,6 +122,7 @@ pub(crate) fn run(name: &str, job: &Job) -> io::Result<Figures> {
         "tasks auto" => measure(job, |job, meter| tokio::pool(job, meter, Via::Auto)),
         "tasks caller" => measure(job, |job, meter| tokio::pool(job, meter, Via::Caller)),
         "tasks thread" => measure(job, |job, meter| tokio::pool(job, meter, Via::Thread)),
+        "tasks driven" => measure(job, tokio::driven),
         "threads auto" => measure(job, |job, meter| threads::pool(job, meter, Via::Auto)),
         "threads caller" => measure(job, |job, meter| threads::pool(job, meter, Via::Caller)),
         "threads thread" => measure(job, |job, meter| threads::pool(job, meter, Via::Thread)),

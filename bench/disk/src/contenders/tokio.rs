@@ -58,6 +58,20 @@ pub(crate) fn pool(job: &Job, meter: &Meter, via: Via) -> io::Result<()> {
     })
 }
 
+/// The same pool with its ring driven by the runtime's own thread.
+pub(crate) fn driven(job: &Job, meter: &Meter) -> io::Result<()> {
+    let (pool, driver) = super::builder(&job.tuning, Via::Auto)?.build_driven()?;
+    let is_nop = job.workload() == Workload::Nop;
+    let file = if is_nop { None } else { Some(OpenFile::from(job.open()?)) };
+    let driver = std::cell::Cell::new(Some(driver));
+    each(job, |worker| {
+        if let Some(driver) = driver.take() {
+            drop(spawn_local(kapok_tokio::drive(driver)));
+        }
+        super::kapok::go(job.clone(), meter.clone(), worker, pool.clone(), file.clone())
+    })
+}
+
 fn each<F>(job: &Job, work: impl Fn(usize) -> F) -> io::Result<()>
 where
     F: Future<Output = io::Result<()>> + 'static,

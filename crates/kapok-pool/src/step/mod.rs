@@ -18,6 +18,7 @@
 mod event;
 mod patience;
 mod recover;
+mod rest;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
@@ -38,6 +39,7 @@ use crate::slot::Slot;
 use crate::stats::add;
 pub(crate) use event::{Event, Found, Woken};
 use patience::Patience;
+pub(crate) use rest::Rest;
 
 /// The numbers of the loop. Each is an option of [`Builder`](crate::Builder), where it is documented.
 #[derive(Clone, Debug)]
@@ -359,16 +361,10 @@ impl<E: Engine> Loop<E> {
         let for_completions = self.in_flight > 0;
         let event =
             if for_completions { Event::WaitedForCompletions } else { Event::WaitedOnChannel };
-        self.port().sleep().fall_asleep();
-        // The second look: from here on whoever calls sees the flag.
-        if self.is_called() {
-            self.port().sleep().wake_up();
-            self.next = Next::Take;
-            return Ok(event(Woken::Called));
-        }
-        if self.is_over() && self.port().may_end() {
-            self.port().sleep().wake_up();
-            return Ok(Event::Ended);
+        match self.fall_asleep() {
+            Rest::Goes => return Ok(event(Woken::Called)),
+            Rest::Over => return Ok(Event::Ended),
+            Rest::Asleep => {}
         }
         let limit =
             if for_completions { self.pace.completion_wait } else { self.pace.channel_wait };
@@ -405,6 +401,22 @@ impl<E: Engine> Loop<E> {
         counters.system_calls.store(self.engine.stats().system_calls, Ordering::Relaxed);
         self.next = if woken == Woken::Landed { Next::Complete } else { Next::Take };
         Ok(event(woken))
+    }
+
+    /// Sets the flag by which submitters know that they have to wake it, unless there is something to do.
+    fn fall_asleep(&mut self) -> Rest {
+        self.port().sleep().fall_asleep();
+        // The second look: from here on whoever calls sees the flag.
+        let rest = if self.is_called() {
+            self.next = Next::Take;
+            Rest::Goes
+        } else if self.is_over() && self.port().may_end() {
+            Rest::Over
+        } else {
+            return Rest::Asleep;
+        };
+        self.port().sleep().wake_up();
+        rest
     }
 
     /// Step 5.

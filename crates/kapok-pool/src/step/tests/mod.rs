@@ -20,7 +20,7 @@ use kapok_engine::{Submitted, Wait};
 use super::{Event, Found, Loop, Pace, Woken};
 use crate::balance::Balance;
 use crate::cell::Landed;
-use crate::port::Order;
+use crate::port::{Order, Rouse};
 use crate::requests::{NoDescriptor, Plain};
 use crate::shared::{InFlight, Lack, NotTaken, Shared};
 
@@ -158,7 +158,7 @@ impl Bench {
         shared.active.store(1, Ordering::Release);
         // A bell wants an engine that made it.
         let bell = AnyEngine::new(Kind::Poll, &Config::default()).unwrap().bell();
-        shared.ports[0].open(bell.clone());
+        shared.ports[0].open(Rouse::Bell(bell.clone()));
         let script = Rc::new(RefCell::new(Script::default()));
         script.borrow_mut().now = Some(Instant::now());
         let engine = Scripted { script: Rc::clone(&script), bell };
