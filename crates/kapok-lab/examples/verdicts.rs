@@ -1,21 +1,30 @@
 //! Verdicts with a known answer, live: a server compared with itself, and with itself made slower.
 //!
-//! `cargo run --release -p kapok-lab --example verdicts -- target/release/kapok [COMPARISONS] [MODEL]`
+//! `cargo run --release -p kapok-lab --example verdicts -- target/release/kapok [COMPARISONS] [MODEL]
+//! [RECORDING]`
 //!
-//! Each comparison has three servers of the same model: the baseline, the same again, and one that burns
-//! 5 % of the baseline's CPU time per request on top. Takes some minutes for each comparison.
+//! Each comparison has three servers of the same model: the baseline, the same again, and one that burns so
+//! much CPU time for each request that it costs 5 % more. How much that is, is measured first, last with what
+//! will be burnt: a loop takes longer than it did alone while the load runs on the other thread of its core,
+//! a server that is slower waits less often, and what is short is computed beside something else. Takes four
+//! minutes, and half a minute for each comparison. What the first two cost in each round is written to RECORDING,
+//! a line a round.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kapok_lab::Protocol;
 use kapok_lab::compare::{
-    self, Beside, CompareConfig, Comparison, Contender, External, Point, Rounds, Verdict,
+    self, Beside, CompareConfig, Comparison, Contender, External, Point, Rounds, Row, Verdict,
 };
 
 /// How much slower the third server is.
 const EFFECT: f64 = 0.05;
+
+/// By so much is the server slowed that tells how much to burn, and the rounds in which it tells.
+const CALIBRATION: [(f64, usize); 3] = [(1.0, 20), (0.25, 60), (EFFECT, 300)];
 
 fn server(name: &str, program: &str, model: &str, burn: Duration) -> Contender {
     let burn = burn.as_nanos() as f64 / 1e3;
@@ -43,8 +52,8 @@ fn measure(program: &str, contenders: Vec<Contender>, rounds: Rounds) -> io::Res
         rate: None,
         threads: 1,
         rounds,
-        warmup: Duration::from_millis(100),
-        duration: Duration::from_millis(500),
+        warmup: Duration::from_millis(50),
+        duration: Duration::from_millis(200),
         time_limit: None,
         beside: Beside::Everything,
         costs: false,
@@ -58,19 +67,50 @@ fn measure(program: &str, contenders: Vec<Contender>, rounds: Rounds) -> io::Res
     }
 }
 
+/// What both cost in the rounds that both were measured in: CPU time per request in microseconds.
+fn record(file: &mut File, one: &Row, other: &Row) -> io::Result<()> {
+    for measured in &one.measured {
+        if let Some(beside) = other.measured.iter().find(|other| other.round == measured.round) {
+            writeln!(file, "{:.4},{:.4}", measured.cpu_us_per_request, beside.cpu_us_per_request)?;
+        }
+    }
+    Ok(())
+}
+
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let program = arguments.next().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "usage: verdicts KAPOK [COMPARISONS] [MODEL]")
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "usage: verdicts KAPOK [COMPARISONS] [MODEL] [RECORDING]",
+        )
     })?;
     let comparisons = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(10);
     let model = arguments.next().unwrap_or_else(|| "tokio".to_owned());
+    let mut recording = arguments.next().map(File::create).transpose()?;
     let none = Duration::ZERO;
 
-    let alone = measure(&program, vec![server("alone", &program, &model, none)], Rounds::Fixed(6))?;
+    let alone =
+        measure(&program, vec![server("alone", &program, &model, none)], Rounds::Fixed(20))?;
     let cost = alone.tables[0].rows[0].cpu_us_per_request.map_or(0.0, |spread| spread.median);
-    let burn = Duration::from_nanos((cost * EFFECT * 1e3) as u64);
-    println!("{model}: {cost:.2} µs a request, the slower one burns {burn:?} more\n");
+    // What is burnt for all of a cost again, to begin with: as much as that.
+    let mut whole = Duration::from_nanos((cost * 1e3) as u64);
+    for (slowed, rounds) in CALIBRATION {
+        let burn = whole.mul_f64(slowed);
+        let contenders =
+            vec![server("base", &program, &model, none), server("slowed", &program, &model, burn)];
+        let compared = measure(&program, contenders, Rounds::Fixed(rounds))?;
+        let ratio = compared.tables[0].rows[1].cpu_ratio.map_or(1.0, |ratio| ratio.estimate);
+        println!(
+            "{model}: {cost:.2} µs a request, and with {burn:?} to burn {ratio:.3} times that"
+        );
+        if ratio <= 1.0 {
+            return Err(io::Error::other("the burnt time is not seen: the machine is not quiet"));
+        }
+        whole = burn.div_f64(ratio - 1.0);
+    }
+    let burn = whole.mul_f64(EFFECT);
+    println!("The slower one burns {burn:?}.\n");
     println!("| comparison | rounds | the same | slower by {:.0} % |", EFFECT * 100.0);
     println!("|--:|--:|---|---|");
     let (mut same, mut found, mut rounds) = (0, 0, 0);
@@ -82,6 +122,9 @@ fn main() -> io::Result<()> {
         ];
         let comparison = measure(&program, contenders, Rounds::FULL)?;
         let table = &comparison.tables[0];
+        if let Some(recording) = &mut recording {
+            record(recording, &table.rows[0], &table.rows[1])?;
+        }
         let say = |row: usize| {
             table.rows[row].cpu_ratio.map_or_else(String::new, |ratio| {
                 let (low, high) = ratio.interval.unwrap_or_default();

@@ -103,6 +103,90 @@ fn an_http_reply_that_comes_twice_is_an_error_even_when_it_comes_last() {
     assert!(example.contains("after the last reply"), "{example}");
 }
 
+/// Answers with this body, and once, long after the first reply, with its fifth byte changed.
+fn flips_one_byte(body: &'static str) -> SocketAddr {
+    let replies = AtomicUsize::new(0);
+    server(move |_, stream| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        let mut reply = [head.as_bytes(), body.as_bytes()].concat();
+        let wrong = head.len() + 4;
+        answer(stream, |to, _| {
+            let flip = u8::from(replies.fetch_add(1, Ordering::SeqCst) == 12);
+            reply[wrong] ^= flip;
+            let written = to.write_all(&reply).is_ok();
+            reply[wrong] ^= flip;
+            written
+        });
+    })
+}
+
+#[test]
+fn one_changed_byte_of_a_body_that_does_not_change_is_an_error() {
+    // Who asks knows the body, or it is that of Kapok's own servers.
+    for (body, body_bytes) in [("Hello, world!", Some(13)), ("Hello, World!", None)] {
+        let addr = flips_one_byte(body);
+        let report = run(&LoadConfig { body_bytes, ..config(addr, Protocol::Http) });
+        let errors = &report.errors;
+        assert_eq!((errors.verify, errors.total()), (1, 1), "{errors:?}");
+        let expected = "verify: byte 4 of the body is 0x6e and 0x6f in the first reply";
+        assert_eq!(errors.examples, [expected]);
+        assert_eq!((report.reopened, report.other_bodies), (1, 0));
+    }
+}
+
+#[test]
+fn one_changed_byte_of_any_other_body_is_counted() {
+    for threads in [1, 2] {
+        let addr = flips_one_byte("Hello, world!");
+        let report = run(&LoadConfig { threads, ..config(addr, Protocol::Http) });
+        assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+        assert_eq!(report.other_bodies, 1, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_page_with_the_time_in_it_can_be_measured() {
+    let replies = AtomicUsize::new(0);
+    let addr = server(move |_, stream| {
+        answer(stream, |to, _| {
+            let number = replies.fetch_add(1, Ordering::SeqCst);
+            let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{number:020}");
+            to.write_all(reply.as_bytes()).is_ok()
+        });
+    });
+    let report = run(&config(addr, Protocol::Http));
+    assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+    // Of the whole run, greetings among them, and all but the first reply.
+    assert!(report.other_bodies >= report.requests && report.requests > 0, "{report:?}");
+}
+
+#[test]
+fn a_body_that_takes_many_reads_is_compared_to_its_last_byte() {
+    const BYTES: usize = 300_000;
+    let replies = AtomicUsize::new(0);
+    let addr = server(move |_, stream| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n");
+        let mut reply = head.into_bytes();
+        reply.extend((0..BYTES).map(|at| (at % 251) as u8));
+        answer(stream, |to, _| {
+            let flip = u8::from(replies.fetch_add(1, Ordering::SeqCst) == 12);
+            let last = reply.len() - 1;
+            reply[last] ^= flip;
+            let written = to.write_all(&reply).is_ok();
+            reply[last] ^= flip;
+            written
+        });
+    });
+    let report = run(&LoadConfig {
+        body_bytes: Some(BYTES),
+        duration: Duration::from_millis(800),
+        ..config(addr, Protocol::Http)
+    });
+    let example = format!("verify: byte {} of the body", BYTES - 1);
+    assert_eq!((report.errors.verify, report.errors.total()), (1, 1), "{:?}", report.errors);
+    assert!(report.errors.examples[0].starts_with(&example), "{:?}", report.errors);
+}
+
 #[test]
 fn a_connection_that_is_closed_is_an_error_and_opened_again() {
     let addr = server(|number, stream| {
@@ -364,6 +448,18 @@ fn connections_wear_out_and_idle_ones_stay() {
     let opened = opened.load(Ordering::SeqCst) as u64;
     // The last ones may not have been accepted when the run ended.
     assert!(opened <= 8 + report.reopened && opened + 2 >= 8 + report.reopened, "{opened}");
+}
+
+#[test]
+fn connections_may_have_one_request_each() {
+    let addr = server(|_, stream| answer(stream, |to, bytes| to.write_all(bytes).is_ok()));
+    for rate in [None, Some(200.0)] {
+        let config = LoadConfig { churn: Some(1), rate, ..config(addr, Protocol::Echo) };
+        let report = run(&config);
+        assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+        assert!(report.requests > 10, "at {rate:?}: {}", report.requests);
+        assert!(report.reopened >= report.requests, "{} {}", report.reopened, report.requests);
+    }
 }
 
 #[test]

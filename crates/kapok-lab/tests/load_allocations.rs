@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-#[test]
-fn the_measured_interval_allocates_nothing() {
+/// Answers what was read, with as many replies as there are requests in it.
+fn serve(reply: fn(&[u8]) -> Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -44,19 +44,36 @@ fn the_measured_interval_allocates_nothing() {
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                    stream.write_all(&buffer[..length]).unwrap();
+                    stream.write_all(&reply(&buffer[..length])).unwrap();
                 }
             });
         }
     });
-    for rate in [None, Some(2000.0)] {
+    addr
+}
+
+fn http(requests: &[u8]) -> Vec<u8> {
+    let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, world!";
+    // Requests are written in one piece.
+    reply.repeat(requests.windows(4).filter(|end| *end == b"\r\n\r\n").count())
+}
+
+#[test]
+fn the_measured_interval_allocates_nothing() {
+    let echo = serve(<[u8]>::to_vec);
+    let http = serve(http);
+    for (addr, protocol, rate) in [
+        (echo, Protocol::Echo, None),
+        (echo, Protocol::Echo, Some(2000.0)),
+        (http, Protocol::Http, None),
+    ] {
         let config = LoadConfig {
             connections: 4,
             pipeline: 2,
             rate,
             warmup: Duration::from_millis(50),
             duration: Duration::from_millis(300),
-            ..LoadConfig::new(addr, Protocol::Echo)
+            ..LoadConfig::new(addr, protocol)
         };
         let (mut before, mut after) = (None, None);
         let report = load::run(&config, &mut |progress| {
@@ -69,6 +86,7 @@ fn the_measured_interval_allocates_nothing() {
         })
         .unwrap();
         assert!(report.requests > 100, "{}", report.requests);
-        assert_eq!(after.unwrap() - before.unwrap(), 0, "allocations at rate {rate:?}");
+        let allocations = after.unwrap() - before.unwrap();
+        assert_eq!(allocations, 0, "allocations, {protocol} at rate {rate:?}");
     }
 }

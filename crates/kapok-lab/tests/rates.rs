@@ -2,7 +2,7 @@
 //!
 //! Each recording is the CPU time per request of one server measured as if it were two, in the rounds of
 //! a real comparison. A comparison is played by drawing stretches of its rounds (so that what drifts
-//! together stays together), swapping the two sides of each at random (so that neither is faster), and
+//! together stays together), swapping the two sides of a stretch at random (so that neither is faster), and
 //! making one side slower by what is to be found. Rounds are added until the rule says that they
 //! suffice.
 //!
@@ -31,9 +31,9 @@ fn pairs(recording: &str) -> Vec<(f64, f64)> {
 fn compare(pairs: &[(f64, f64)], effect: f64, rounds: Rounds, random: &mut fastrand::Rng) -> Ratio {
     let mut ratios = Vec::new();
     loop {
-        let start = random.usize(..pairs.len());
+        let (start, swapped) = (random.usize(..pairs.len()), random.bool());
         for (one, other) in pairs.iter().cycle().skip(start).take(STRETCH) {
-            let (slow, fast) = if random.bool() { (one, other) } else { (other, one) };
+            let (slow, fast) = if swapped { (other, one) } else { (one, other) };
             ratios.push(slow * (1.0 + effect) / fast);
             let ratio = Ratio::of(&ratios).unwrap();
             if rounds.suffice(&ratio) {

@@ -1,13 +1,16 @@
 //! Whether `kapok advise` is right: over many workloads, what it advises beside what a longer,
 //! independent measurement of all candidates finds.
 //!
-//! `cargo run --release -p kapok-lab --example advice -- target/release/kapok [--seconds 34]
+//! `cargo run --release -p kapok-lab --example advice -- target/release/kapok [--seconds 80]
 //! [--results advice.jsonl] [--only NAME] [--table]`
 //!
-//! Each workload of `workloads.jsonl`, beside this file, takes `--seconds`: a third for the advice, the
-//! rest for the measurement that it is judged by. Its result is appended to `--results` as it ends, and
-//! what is there already is not measured again, so that the whole can be stopped and continued. At the
-//! end, or at once with `--table`, it prints a Markdown table of all results, and the misses.
+//! Each workload of `workloads.jsonl`, beside this file, takes `--seconds`: half for the advice, about as
+//! long as `kapok advise` measures the workload itself, and half for the measurement that it is judged by,
+//! of every candidate first and then of the best. If another than the advised model comes out first, the two
+//! are held against each other once more, alone, for a third of `--seconds` on top: the best of several is
+//! partly the luckiest. Its result is appended to `--results` as it ends, and what is there already is not
+//! measured again, so that the whole can be stopped and continued. At the end, or at once with `--table`, it
+//! prints a Markdown table of all results, and the misses.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -15,13 +18,16 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kapok_lab::advise::{self, AdviseConfig, Objective, Outcome, Question};
+use kapok_lab::advise::{self, AdviseConfig, Objective, Observed, Outcome, Question};
 use serde::{Deserialize, Serialize};
 
 const WORKLOADS: &str = include_str!("workloads.jsonl");
 
-/// The part of a workload's time that the advice has.
-const ADVICE: f64 = 0.35;
+/// The part of a workload's time that the advice has: as long as the command measures the workload itself.
+const ADVICE: f64 = 0.5;
+
+/// What holding two models against each other takes, relative to a workload's time.
+const ONCE_MORE: f64 = 1.0 / 3.0;
 
 /// One of the grid.
 #[derive(Debug, Deserialize)]
@@ -31,7 +37,7 @@ struct Workload {
 }
 
 /// How the advice for one fared.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Judged {
     name: String,
     objective: Objective,
@@ -48,6 +54,10 @@ struct Judged {
     behind: f64,
     interval: Option<(f64, f64)>,
     rounds: usize,
+    /// What the measurement of several said of it that found another to be the best; then the rest is what the
+    /// two came to alone.
+    #[serde(default)]
+    among_several: Option<f64>,
 }
 
 struct Arguments {
@@ -64,7 +74,7 @@ fn arguments() -> io::Result<Arguments> {
     let mut program = None;
     let mut arguments = Arguments {
         program: PathBuf::new(),
-        seconds: 34.0,
+        seconds: 80.0,
         results: PathBuf::from("advice.jsonl"),
         only: None,
         table: false,
@@ -109,19 +119,22 @@ fn read(path: &Path) -> io::Result<Vec<Judged>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
-    let mut all = Vec::new();
+    let mut all: Vec<Judged> = Vec::new();
     for line in BufReader::new(file).lines() {
-        match serde_json::from_str(&line?) {
-            Ok(judged) => all.push(judged),
+        match serde_json::from_str::<Judged>(&line?) {
+            Ok(judged) => {
+                // The last one counts.
+                all.retain(|earlier| earlier.name != judged.name);
+                all.push(judged);
+            }
             Err(error) => eprintln!("{}: a line is left out: {error}", path.display()),
         }
     }
     Ok(all)
 }
 
-fn judge(arguments: &Arguments, workload: &Workload) -> io::Result<Judged> {
-    let Workload { name, question } = workload;
-    let config = |share: f64| AdviseConfig {
+fn config(arguments: &Arguments, question: &Question, share: f64) -> AdviseConfig {
+    AdviseConfig {
         program: arguments.program.clone(),
         build: String::new(),
         versions: Vec::new(),
@@ -129,15 +142,17 @@ fn judge(arguments: &Arguments, workload: &Workload) -> io::Result<Judged> {
         time: Duration::from_secs_f64(arguments.seconds * share),
         cross_over: false,
         stop: None,
-    };
+    }
+}
+
+fn judge(arguments: &Arguments, workload: &Workload) -> io::Result<Judged> {
+    let Workload { name, question } = workload;
+    let config = |share: f64| config(arguments, question, share);
     let nothing = |what: &str| io::Error::other(format!("{name}: {what}"));
     let advice = advise::run(&config(ADVICE), &mut |_, _| {})?;
     let decision = advice.decision.ok_or_else(|| nothing("no model was advised"))?;
-    let mut all = advise::survey(&config(1.0 - ADVICE), &mut |_, _| {})?;
-    // What the question excludes by what was used is no better answer.
-    let limit = question.memory_limit_bytes.map_or(f64::INFINITY, |bytes| bytes as f64);
-    all.retain(|one| one.cost(Objective::Memory).is_none_or(|used| used <= limit));
-    let (outcome, best, ratio) = Outcome::of(&decision.model, &all, question.objective)
+    let survey = advise::survey(&config(1.0 - ADVICE), &decision.model, &mut |_, _| {})?;
+    let (outcome, best, ratio) = Outcome::of(&decision.model, &survey.best, question.objective)
         .ok_or_else(|| nothing("the advised model was not measured again"))?;
     let margin = decision
         .next()
@@ -147,7 +162,7 @@ fn judge(arguments: &Arguments, workload: &Workload) -> io::Result<Judged> {
         objective: question.objective,
         describes: question.describe(),
         seconds: arguments.seconds,
-        candidates: all.iter().filter(|one| !one.samples.is_empty()).count(),
+        candidates: survey.everybody.len(),
         advised: decision.model,
         fastest: decision.fastest,
         margin,
@@ -155,8 +170,41 @@ fn judge(arguments: &Arguments, workload: &Workload) -> io::Result<Judged> {
         best,
         behind: ratio.map_or(1.0, |ratio| ratio.estimate),
         interval: ratio.and_then(|ratio| ratio.interval),
-        rounds: all.iter().map(|one| one.samples.len()).max().unwrap_or(0),
+        rounds: most_rounds(&survey.best),
+        among_several: None,
     })
+}
+
+fn most_rounds(observed: &[Observed]) -> usize {
+    observed.iter().map(|one| one.samples.len()).max().unwrap_or(0)
+}
+
+/// Whether the two were not held against each other yet.
+fn is_open(judged: &Judged) -> bool {
+    judged.advised != judged.best && judged.among_several.is_none()
+}
+
+/// Holds the advised model and the best of several against each other alone. Which is better may turn round.
+fn once_more(arguments: &Arguments, question: &Question, judged: Judged) -> io::Result<Judged> {
+    let config = config(arguments, question, ONCE_MORE);
+    let two = advise::again(&config, &[&judged.advised, &judged.best], &mut |_, _| {})?;
+    let (outcome, best, ratio) = Outcome::of(&judged.advised, &two, question.objective)
+        .ok_or_else(|| io::Error::other(format!("{}: nothing was measured", judged.name)))?;
+    Ok(Judged {
+        outcome,
+        best,
+        among_several: Some(judged.behind),
+        behind: ratio.map_or(1.0, |ratio| ratio.estimate),
+        interval: ratio.and_then(|ratio| ratio.interval),
+        rounds: most_rounds(&two),
+        ..judged
+    })
+}
+
+/// Appends a result, on a line of its own, even after one that was cut off.
+fn keep(results: &mut File, judged: &Judged) -> io::Result<()> {
+    writeln!(results, "{}", serde_json::to_string(judged)?)?;
+    results.flush()
 }
 
 fn print(all: &[Judged], wanted: usize) {
@@ -186,7 +234,7 @@ fn print(all: &[Judged], wanted: usize) {
     let misses: Vec<&Judged> = all.iter().filter(|one| !one.outcome.is_right()).collect();
     let right = all.len() - misses.len();
     println!(
-        "\n{right} of {} right ({:.0} %): best {}, indistinguishable from the best {}, within 5 % {}.",
+        "\n{right} of {} right ({:.1} %): best {}, indistinguishable from the best {}, within 5 % {}.",
         all.len(),
         right as f64 * 100.0 / all.len().max(1) as f64,
         count(Outcome::Best),
@@ -230,30 +278,44 @@ fn main() -> io::Result<()> {
         let mut results = OpenOptions::new().create(true).append(true).open(&arguments.results)?;
         for (place, workload) in workloads.iter().enumerate() {
             let wanted = arguments.only.as_ref().is_none_or(|only| *only == workload.name);
-            if !wanted || all.iter().any(|one| one.name == workload.name) {
+            let known = all.iter().position(|one| one.name == workload.name);
+            if !wanted || known.is_some_and(|known| !is_open(&all[known])) {
                 continue;
             }
-            match judge(&arguments, workload) {
-                Ok(judged) => {
-                    eprintln!(
-                        "{:>2} of {}  {:<28} {} · {:?}, best {} ({:+.1} %)",
-                        place + 1,
-                        workloads.len(),
-                        judged.name,
-                        judged.advised,
-                        judged.outcome,
-                        judged.best,
-                        (judged.behind - 1.0) * 100.0
-                    );
-                    // On a line of its own, even after one that was cut off.
-                    writeln!(results, "{}", serde_json::to_string(&judged)?)?;
-                    results.flush()?;
+            // What is known is kept, also if what is still to be measured fails.
+            let judged = match known {
+                Some(known) => Ok(all.remove(known)),
+                None => judge(&arguments, workload),
+            };
+            let outcome = judged.and_then(|judged| {
+                if known.is_none() {
+                    keep(&mut results, &judged)?;
+                }
+                all.push(judged.clone());
+                if is_open(&judged) {
+                    let judged = once_more(&arguments, &workload.question, judged)?;
+                    keep(&mut results, &judged)?;
+                    all.pop();
                     all.push(judged);
                 }
-                Err(error) => {
+                Ok(())
+            });
+            match (outcome, all.last()) {
+                (Ok(()), Some(judged)) => eprintln!(
+                    "{:>2} of {}  {:<28} {} · {:?}, best {} ({:+.1} %)",
+                    place + 1,
+                    workloads.len(),
+                    judged.name,
+                    judged.advised,
+                    judged.outcome,
+                    judged.best,
+                    (judged.behind - 1.0) * 100.0
+                ),
+                (Err(error), _) => {
                     eprintln!("{:>2} of {}  {error}", place + 1, workloads.len());
                     failed.push(error.to_string());
                 }
+                (Ok(()), None) => {}
             }
         }
     }

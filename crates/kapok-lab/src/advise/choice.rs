@@ -146,8 +146,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Looks where `advised` stands in an independent measurement of all candidates; `None` if it is
-    /// not in it. Also the best measured model, and the advised one's cost relative to it.
+    /// Looks where `advised` stands in an independent measurement; `None` if it is not in it. Also the best
+    /// measured model, and the advised one's cost relative to it.
     #[must_use]
     pub fn of(
         advised: &str,

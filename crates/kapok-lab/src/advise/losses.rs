@@ -8,6 +8,12 @@ use super::{Objective, Question};
 use crate::Model;
 use crate::compare::MARGIN;
 
+/// What a handler computes that asks a database. The measured handler has none of it.
+const BESIDE_AN_ORM: &str = "a driver or an ORM in the handler computes on top of this, about as much on threads \
+     as on fibers: beside Diesel, fibers spare less than a tenth of the threads' CPU time with 50 connections, \
+     which is hardly worth a change, and a third or more with 5,000; an async driver costs otherwise \
+     (docs/design/orm.md)";
+
 /// Everything that speaks against the advice, the measured first.
 pub(super) fn losses(
     question: &Question,
@@ -64,6 +70,9 @@ pub(super) fn losses(
         losses.extend(one.trouble.clone());
     }
     losses.extend(advised.parse().ok().map(nature).map(str::to_owned));
+    if !question.delay.is_zero() {
+        losses.push(BESIDE_AN_ORM.to_owned());
+    }
     losses.push(
         "one worker on one core, over loopback: it says nothing about scaling over cores or a network"
             .to_owned(),
@@ -157,6 +166,18 @@ mod tests {
             memory_bytes: None,
         };
         Observed { samples: (0..8).map(sample).collect(), ..Observed::none(model) }
+    }
+
+    #[test]
+    fn an_orm_is_spoken_of_where_a_handler_waits_for_another_server() {
+        let all = [model(Model::Epoll, 100.0), model(Model::Threads, 120.0)];
+        let decision = decide(&all, Objective::Cpu, Model::FiberUring).unwrap();
+        for (delay, speaks) in [(0, false), (5, true)] {
+            let delay = std::time::Duration::from_millis(delay);
+            let question = Question { delay, ..Question::default() };
+            let said = losses(&question, &decision, &[], (&all, &all), &[]);
+            assert_eq!(said.iter().any(|loss| loss.contains("ORM")), speaks, "{said:?}");
+        }
     }
 
     #[test]

@@ -11,8 +11,10 @@ use super::{AdviseConfig, Objective, Question};
 use crate::compare::{self, Beside, CompareConfig, Contender, Rounds};
 use crate::{Model, Protocol, Stop};
 
-/// A measured interval, unless requests take long or time is short.
-const INTERVAL: Duration = Duration::from_millis(200);
+/// A measured interval, unless requests take long or time is short. What disturbs a machine lasts longer
+/// than a long interval does: ratios of rounds of 20 ms were found to scatter as those of 200 ms do, so
+/// that many short ones say more than a few long ones.
+const INTERVAL: Duration = Duration::from_millis(40);
 const SHORTEST: Duration = Duration::from_millis(30);
 const LONGEST: Duration = Duration::from_secs(2);
 
@@ -24,6 +26,9 @@ const FEWEST_REQUESTS: u32 = 2;
 /// The same at a fixed rate, over all connections.
 const FEWEST_DUE: f64 = 3.0;
 
+/// At a fixed rate, an interval has room for so many replies where their 99th percentile is asked for.
+const REPLIES_WITH_A_TAIL: f64 = 500.0;
+
 /// Longer than anybody measures, and short enough to be multiplied.
 const NEVER: Duration = Duration::from_secs(1 << 40);
 
@@ -32,7 +37,7 @@ const FIRST_ROUND: Duration = Duration::from_millis(200);
 
 /// Fewer rounds than these are not worth being shortened for.
 const FEWEST_ROUNDS: u32 = 3;
-const MOST_ROUNDS: u32 = 100;
+const MOST_ROUNDS: u32 = 500;
 
 /// Beside traffic: opening a connection and its first message, twice that when it is closed.
 const CONNECTING: Duration = Duration::from_micros(50);
@@ -71,11 +76,15 @@ impl Plan {
         let models = models.max(1) as u32;
         let queue = question.cpu_per_request * question.active().min(1_000) as u32;
         let slow = (question.delay + question.cpu_per_request) * REQUESTS + queue;
+        let tail = match (question.objective, question.rate) {
+            (Objective::P99, Some(rate)) => room_for(REPLIES_WITH_A_TAIL, rate),
+            _ => Duration::ZERO,
+        };
         let fixed = fixed(question);
         let each = time / models;
         let traffic = (each / FEWEST_ROUNDS).saturating_sub(fixed);
         // A fifth of it is warm-up.
-        let wanted = INTERVAL.max(slow.min(LONGEST)).min(traffic * 4 / 5);
+        let wanted = INTERVAL.max(slow.max(tail).min(LONGEST)).max(fixed).min(traffic * 4 / 5);
         let interval = wanted.max(shortest(question));
         let warmup = interval / 4;
         let rounds = each.as_secs_f64() / (interval + warmup + fixed).as_secs_f64();
@@ -100,10 +109,13 @@ fn fixed(question: &Question) -> Duration {
 /// The shortest interval in which there are replies.
 fn shortest(question: &Question) -> Duration {
     let slow = (question.delay + question.cpu_per_request) * FEWEST_REQUESTS;
-    let due = question.rate.map_or(Duration::ZERO, |rate| {
-        Duration::try_from_secs_f64(FEWEST_DUE / rate).unwrap_or(NEVER)
-    });
+    let due = question.rate.map_or(Duration::ZERO, |rate| room_for(FEWEST_DUE, rate));
     SHORTEST.max(slow).max(due)
+}
+
+/// How long it takes until so many are due.
+fn room_for(replies: f64, rate: f64) -> Duration {
+    Duration::try_from_secs_f64(replies / rate).unwrap_or(NEVER)
 }
 
 /// The time without which not even one round of so many models would have replies; `None` where requests
@@ -312,6 +324,16 @@ mod tests {
         let slow = Question { delay: Duration::from_millis(50), ..question(64) };
         let plan = Plan::of(&slow, 4, Duration::from_secs(60));
         assert_eq!(plan.interval, Duration::from_secs(1), "twenty requests of 50 ms");
+        let seldom = Question { rate: Some(1_000.0), objective: Objective::P99, ..question(64) };
+        let plan = Plan::of(&seldom, 4, Duration::from_secs(60));
+        assert_eq!(
+            plan.interval,
+            Duration::from_millis(500),
+            "five of 500 are above the 99th in 100"
+        );
+        // Opening connections takes its time before each: no more than is measured.
+        let many = Plan::of(&question(4_000), 4, Duration::from_secs(60));
+        assert!(many.interval >= CONNECTING * 4_000, "{many:?}");
     }
 
     #[test]

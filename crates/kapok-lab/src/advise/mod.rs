@@ -128,21 +128,66 @@ pub fn run(config: &AdviseConfig, progress: &mut dyn FnMut(&str, f64)) -> io::Re
     advise(&config.question, &limits, plan, environment, &mut servers)
 }
 
-/// Measures every candidate of a question, all in the same rounds: what an advice is judged by.
+/// What an advice is judged by.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// Every candidate, shortly.
+    pub everybody: Vec<Observed>,
+    /// The best of them and the advised model, longer, in rounds of their own.
+    pub best: Vec<Observed>,
+}
+
+/// Measures every candidate of a question, and then the best and `advised` again: who comes out first is
+/// said by rounds that did not choose who is in them.
 ///
 /// # Errors
 ///
 /// As for [`run`].
 pub fn survey(
     config: &AdviseConfig,
+    advised: &str,
+    progress: &mut dyn FnMut(&str, f64),
+) -> io::Result<Survey> {
+    config.question.check()?;
+    measure::check_program(&config.program)?;
+    let (question, limits) = (&config.question, Limits::look());
+    let (candidates, mut excluded) = eligible::eligible(question, &limits);
+    let mut servers = Servers::new(config, progress)?;
+    let times = Times { all: config.time, cross_over: false };
+    has_time(question, candidates.len(), times.all, times.first())?;
+    let begun = Instant::now();
+    let time = times.all.mul_f64(times.first());
+    let mut everybody = servers.measure(question, &candidates, time, true, "everybody")?;
+    drop_failed(&mut everybody, &mut excluded, question);
+    let mut again =
+        finalists(&everybody, question.objective, eligible::auto_fiber(question, &limits));
+    if let Some(gone) = excluded.iter().find(|gone| gone.model == advised) {
+        return Err(io::Error::other(format!("{advised}, which was advised: {}", gone.reason)));
+    }
+    again.extend(advised.parse::<Model>().ok().filter(|model| !again.contains(model)));
+    let left = times.all.saturating_sub(begun.elapsed());
+    let best = servers.measure(question, &again, left, false, "the best")?;
+    Ok(Survey { everybody, best })
+}
+
+/// Measures these models alone, in rounds of their own. The best of several that were measured is partly the
+/// luckiest of them: how far another one is behind it is said by rounds that did not choose it.
+///
+/// # Errors
+///
+/// As for [`run`]; [`io::ErrorKind::InvalidInput`] for a name that no model has.
+pub fn again(
+    config: &AdviseConfig,
+    models: &[&str],
     progress: &mut dyn FnMut(&str, f64),
 ) -> io::Result<Vec<Observed>> {
     config.question.check()?;
     measure::check_program(&config.program)?;
-    let (candidates, _) = eligible::eligible(&config.question, &Limits::look());
+    let unknown = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+    let models: Vec<Model> =
+        models.iter().map(|name| name.parse().map_err(unknown)).collect::<io::Result<_>>()?;
     let mut servers = Servers::new(config, progress)?;
-    has_time(&config.question, candidates.len(), config.time, 1.0)?;
-    servers.measure(&config.question, &candidates, config.time, true, "all")
+    servers.measure(&config.question, &models, config.time, false, "once more")
 }
 
 /// How the time is divided.

@@ -180,8 +180,7 @@ impl Rounds {
                 }
             }
         }
-        let tables = config.points.len() * config.protocols.len();
-        let asked = tables * config.contenders.len().saturating_sub(1);
+        let asked = config.cells().len() * config.contenders.len().saturating_sub(1);
         let comparisons = METRICS.len() * asked.min(rows.len());
         match rows.iter().filter(|(_, failed)| !failed).map(|(rounds, _)| *rounds).min() {
             Some(fewest) => {

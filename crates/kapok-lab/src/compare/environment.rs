@@ -135,12 +135,12 @@ pub(crate) fn allowed_cores() -> Vec<usize> {
 /// The calling thread on some cores only. Dropping it, on the same thread, gives the others back:
 /// whoever compares twice has as many cores the second time.
 #[derive(Debug)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     before: Vec<usize>,
 }
 
 impl Bound {
-    pub(super) fn to(cores: &[usize], before: &[usize]) -> io::Result<Bound> {
+    pub(crate) fn to(cores: &[usize], before: &[usize]) -> io::Result<Bound> {
         pin(cores)?;
         Ok(Bound { before: before.to_vec() })
     }

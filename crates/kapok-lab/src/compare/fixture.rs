@@ -1,11 +1,43 @@
 //! Results of known figures, for tests of what is made of them.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use super::table::{Measured, Row, Table};
-use super::{Comparison, Environment, FORMAT, Network, VERSION};
+use super::{
+    Beside, CompareConfig, Comparison, Contender, Environment, FORMAT, Network, Point, Rounds,
+    VERSION,
+};
+use crate::Protocol;
 use crate::load::LoadReport;
 
+/// Three rounds of a second each, of echo on 64 connections.
+pub(crate) fn config(contenders: Vec<Contender>) -> CompareConfig {
+    CompareConfig {
+        program: PathBuf::new(),
+        build: String::new(),
+        versions: Vec::new(),
+        protocols: vec![Protocol::Echo],
+        contenders,
+        baseline: None,
+        points: vec![Point::new(64)],
+        directory: None,
+        body_bytes: 13,
+        pipeline: 1,
+        rate: None,
+        threads: 1,
+        rounds: Rounds::Fixed(3),
+        warmup: Duration::ZERO,
+        duration: Duration::from_secs(1),
+        time_limit: None,
+        beside: Beside::Nothing,
+        costs: false,
+        stop: None,
+    }
+}
+
 /// A round in which a request cost so many microseconds.
-pub(super) fn measured(round: usize, cpu_us: f64) -> Measured {
+pub(crate) fn measured(round: usize, cpu_us: f64) -> Measured {
     Measured {
         round,
         cpu_us_per_request: cpu_us,
@@ -28,6 +60,7 @@ pub(super) fn measured(round: usize, cpu_us: f64) -> Measured {
             bytes_received: 0,
             bytes_sent: 0,
             errors: Default::default(),
+            other_bodies: 0,
             latency: Default::default(),
             reopened: 0,
             backlog: None,
@@ -43,7 +76,7 @@ pub(super) fn measured(round: usize, cpu_us: f64) -> Measured {
 }
 
 /// A model with so many rounds around a cost, none like another.
-pub(super) fn row(model: &str, cpu_us: f64, rounds: usize) -> Row {
+pub(crate) fn row(model: &str, cpu_us: f64, rounds: usize) -> Row {
     // The same for every call, and another for every model.
     let seed = model.bytes().map(u64::from).sum();
     let mut random = fastrand::Rng::with_seed(seed);
@@ -80,7 +113,7 @@ pub(super) fn row(model: &str, cpu_us: f64, rounds: usize) -> Row {
 }
 
 /// A table of rows, of which the first is the baseline.
-pub(super) fn table(connections: usize, rows: Vec<Row>) -> Table {
+pub(crate) fn table(connections: usize, rows: Vec<Row>) -> Table {
     Table {
         protocol: "echo".to_owned(),
         connections,
@@ -100,7 +133,7 @@ pub(super) fn table(connections: usize, rows: Vec<Row>) -> Table {
 }
 
 /// A comparison on a machine of two cores.
-pub(super) fn comparison(tables: Vec<Table>) -> Comparison {
+pub(crate) fn comparison(tables: Vec<Table>) -> Comparison {
     Comparison {
         format: FORMAT.to_owned(),
         version: VERSION,

@@ -15,7 +15,7 @@ mod bench;
 mod contender;
 pub(crate) mod environment;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod network;
 mod point;
 mod rank_sum;
@@ -114,7 +114,7 @@ pub enum Beside {
     /// Memory and threads with all connections open, which takes one message on each.
     Memory,
     /// That, system calls per request, and what servers use while they are idle: about half a second
-    /// for each model.
+    /// for each model, and a second more for one that never waits.
     Everything,
 }
 
@@ -128,6 +128,28 @@ impl CompareConfig {
             }
             Rounds::Until { .. } => false,
         }
+    }
+
+    /// The tables: each protocol at each point, and none twice.
+    fn cells(&self) -> Vec<(Point, Protocol)> {
+        let mut cells: Vec<(Point, Protocol)> = Vec::new();
+        for &point in &self.points {
+            for &protocol in &self.protocols {
+                let is_same = |&(other, its): &(Point, Protocol)| {
+                    // The size is that of messages, which echoes alone have.
+                    let size_bytes = if protocol == Protocol::Echo {
+                        other.size_bytes
+                    } else {
+                        point.size_bytes
+                    };
+                    its == protocol && Point { size_bytes, ..other } == point
+                };
+                if !cells.iter().any(is_same) {
+                    cells.push((point, protocol));
+                }
+            }
+        }
+        cells
     }
 
     /// The size of the file that is asked for.
@@ -185,6 +207,10 @@ impl CompareConfig {
             "a server needs at least one thread"
         } else if self.body_bytes > MAX_BYTES {
             "a body of more than 1 GiB"
+        } else if self.protocols.contains(&Protocol::Files)
+            && self.index_bytes().is_some_and(|bytes| bytes > MAX_BYTES as u64)
+        {
+            "an index.html of more than 1 GiB"
         } else {
             return Ok(());
         };
@@ -269,7 +295,8 @@ pub fn run(config: &CompareConfig, progress: &mut dyn FnMut(&Step)) -> io::Resul
 
     let mut tables = Vec::new();
     let mut counted = None;
-    let all = config.protocols.len() * config.points.len();
+    let cells = config.cells();
+    let all = cells.len();
     let mut step = Step {
         done: 0,
         total: all * config.contenders.len() * (config.rounds.cap() + 1),
@@ -277,37 +304,35 @@ pub fn run(config: &CompareConfig, progress: &mut dyn FnMut(&Step)) -> io::Resul
         standings: Vec::new(),
         running: None,
     };
-    for &point in &config.points {
-        for &protocol in &config.protocols {
-            let limit = config
-                .time_limit
-                .map(|limit| begun + limit.mul_f64((tables.len() + 1) as f64 / all as f64));
-            let namespaces = match point.network {
-                Network::Loopback => None,
-                Network::Veth => Some(Namespaces::make()?),
-            };
-            let start_backend = || DelayServer::start(point.delay);
-            let backend = match (&namespaces, point.delay.is_zero()) {
-                (_, true) => None,
-                (None, false) => Some(start_backend()?),
-                (Some(namespaces), false) => Some(namespaces.beside_server(start_backend)?),
-            };
-            // The load runs on this thread and on those that it starts.
-            let _inside = namespaces.as_ref().map(Namespaces::enter).transpose()?;
-            let mut bench = bench::Bench {
-                config,
-                protocol,
-                point,
-                backend: backend.as_ref().map(DelayServer::addr),
-                namespaces: namespaces.as_ref(),
-                cores: &server_cores,
-                step: &mut step,
-                progress,
-                counted: &mut counted,
-                limit,
-            };
-            tables.push(bench.run()?);
-        }
+    for (point, protocol) in cells {
+        let limit = config
+            .time_limit
+            .map(|limit| begun + limit.mul_f64((tables.len() + 1) as f64 / all as f64));
+        let namespaces = match point.network {
+            Network::Loopback => None,
+            Network::Veth => Some(Namespaces::make()?),
+        };
+        let start_backend = || DelayServer::start(point.delay);
+        let backend = match (&namespaces, point.delay.is_zero()) {
+            (_, true) => None,
+            (None, false) => Some(start_backend()?),
+            (Some(namespaces), false) => Some(namespaces.beside_server(start_backend)?),
+        };
+        // The load runs on this thread and on those that it starts.
+        let _inside = namespaces.as_ref().map(Namespaces::enter).transpose()?;
+        let mut bench = bench::Bench {
+            config,
+            protocol,
+            point,
+            backend: backend.as_ref(),
+            namespaces: namespaces.as_ref(),
+            cores: &server_cores,
+            step: &mut step,
+            progress,
+            counted: &mut counted,
+            limit,
+        };
+        tables.push(bench.run()?);
     }
     Ok(Comparison {
         format: FORMAT.to_owned(),
@@ -338,6 +363,13 @@ fn share_out(cores: &[usize], threads: usize) -> (Vec<usize>, Vec<usize>) {
 }
 
 fn conditions(config: &CompareConfig, servers: &[usize], load: &[usize]) -> Vec<String> {
+    let servers_have =
+        format!("{} worker(s), 16 KiB read buffers, TCP_NODELAY, httparse", config.threads);
+    let load_has = format!(
+        "replies of {} bytes of body, {} outstanding per connection",
+        config.body_bytes, config.pipeline
+    );
+    let models = config.contenders.iter().filter(|one| matches!(one, Contender::Model(_))).count();
     let mut conditions = vec![
         match (servers, load) {
             (servers, load) if servers == load => {
@@ -349,16 +381,34 @@ fn conditions(config: &CompareConfig, servers: &[usize], load: &[usize]) -> Vec<
         },
         "loopback is not a network: the kernel's delivery to the peer is charged to whoever sends"
             .to_owned(),
-        format!(
-            "the same for all: {} worker(s), 16 KiB read buffers, TCP_NODELAY, httparse, replies of \
-             {} bytes of body, {} outstanding per connection",
-            config.threads, config.body_bytes, config.pipeline
-        ),
-        "every byte of every echo and every reply's status and length were verified".to_owned(),
+        if models == config.contenders.len() {
+            format!("the same for all: {servers_have}, {load_has}")
+        } else {
+            format!("the same for all: {load_has}")
+        },
+        "every byte of every reply was verified: an echo against what was sent, an HTTP reply by its \
+         status, its length and the body of the first"
+            .to_owned(),
         "memory: own pages and page tables a connection adds after one message; the kernel's \
          sockets and thread stacks are not in it"
             .to_owned(),
     ];
+    if models > 0 && models < config.contenders.len() {
+        // What is inside of others, nobody here knows.
+        conditions.push(format!("the same for all models: {servers_have}"));
+    }
+    if config.cells().len() < config.points.len() * config.protocols.len() {
+        conditions.push(
+            "what would be measured twice is measured once; sizes of messages are for echoes alone"
+                .to_owned(),
+        );
+    }
+    if config.protocols.contains(&Protocol::Files) {
+        conditions.push(
+            "files come out of the page cache: they were read before, and nobody waits for a disk"
+                .to_owned(),
+        );
+    }
     if config.points.iter().any(|point| point.network == Network::Veth) {
         conditions.push(
             "two namespaces joined by veth are no network either: packets pass two protocol stacks and two \
@@ -401,6 +451,69 @@ fn conditions(config: &CompareConfig, servers: &[usize], load: &[usize]) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_servers_have_in_common_is_said_of_those_of_whom_it_is_known() {
+        let mut config = fixture::config(vec![crate::Model::Tokio.into()]);
+        let says = |config: &CompareConfig, what: &str| {
+            conditions(config, &[0], &[1]).iter().filter(|it| it.starts_with(what)).count()
+        };
+        let inside = "1 worker(s), 16 KiB read buffers, TCP_NODELAY, httparse";
+        let outside = "replies of 13 bytes of body, 1 outstanding per connection";
+        assert_eq!(says(&config, &format!("the same for all: {inside}, {outside}")), 1);
+        assert_eq!(says(&config, "files come out of the page cache"), 0);
+
+        config.contenders.push(Contender::External("mine=./server {addr}".parse().unwrap()));
+        config.protocols.push(Protocol::Files);
+        assert_eq!(says(&config, &format!("the same for all: {outside}")), 1);
+        assert_eq!(says(&config, &format!("the same for all models: {inside}")), 1);
+        assert_eq!(says(&config, "files come out of the page cache"), 1);
+
+        config.contenders.remove(0);
+        assert_eq!(says(&config, &format!("the same for all: {outside}")), 1);
+        assert_eq!(says(&config, "the same for all models"), 0);
+    }
+
+    #[test]
+    fn no_table_is_made_twice() {
+        let mut config = fixture::config(vec![crate::Model::Tokio.into()]);
+        config.protocols = vec![Protocol::Echo, Protocol::Http, Protocol::Echo];
+        let points = vec![Point::new(1), Point::new(64), Point::new(1)];
+        config.points = Point::across(points, &[16, 4096], |point, bytes| point.size_bytes = bytes);
+        let of = |protocol| -> Vec<(usize, usize)> {
+            let cells = config.cells().into_iter().filter(|cell| cell.1 == protocol);
+            cells.map(|(point, _)| (point.connections, point.size_bytes)).collect()
+        };
+        assert_eq!(of(Protocol::Echo), [(1, 16), (1, 4096), (64, 16), (64, 4096)]);
+        // Its requests have no size.
+        assert_eq!(of(Protocol::Http), [(1, 16), (64, 16)]);
+        let says = |config: &CompareConfig| {
+            conditions(config, &[0], &[1])
+                .iter()
+                .any(|it| it.starts_with("what would be measured twice"))
+        };
+        assert!(says(&config));
+        config.protocols = vec![Protocol::Echo];
+        config.points.truncate(4);
+        assert!(!says(&config));
+    }
+
+    #[test]
+    fn a_file_that_no_server_would_send_is_refused_before_one_starts() {
+        let directory = std::env::temp_dir().join(format!("kapok-big-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let index = std::fs::File::create(directory.join("index.html")).unwrap();
+        let mut config = fixture::config(vec![crate::Model::Tokio.into()]);
+        config.protocols = vec![Protocol::Files];
+        config.directory = Some(directory.clone());
+        index.set_len(MAX_BYTES as u64).unwrap();
+        let fits = config.check();
+        index.set_len(MAX_BYTES as u64 + 1).unwrap();
+        let refused = config.check();
+        std::fs::remove_dir_all(directory).unwrap();
+        fits.unwrap();
+        assert!(refused.unwrap_err().to_string().contains("1 GiB"));
+    }
 
     #[test]
     fn cores_are_shared_out_and_one_core_is_shared() {

@@ -35,6 +35,13 @@ impl Spread {
     }
 }
 
+/// The median of values in any order; `None` of none.
+pub(super) fn median_of(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    (!values.is_empty()).then(|| median(&values))
+}
+
 /// The median of values in their order.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;

@@ -81,9 +81,11 @@ pub struct Row {
     /// What a request costs, if it was asked for.
     #[cfg(target_os = "linux")]
     pub costs: Option<crate::costs::Costs>,
-    /// The server's use of a core while nothing is asked of it, from 0 to 1.
+    /// The server's use of a core while nothing is asked of it, from 0 to 1: of the time that the core had,
+    /// without what the host of a virtual machine kept from it.
     pub idle_cpu_share: Option<f64>,
-    /// The load generator's use of its core, from 0 to 1: what is left is its headroom.
+    /// The load generator's use of its core, from 0 to 1, and that of the server that requests wait for, which
+    /// has the same one: what is left is its headroom.
     pub generator_cpu_share: Option<Spread>,
     /// The load generator was what limited, in half of the rounds or more.
     pub generator_limited: bool,

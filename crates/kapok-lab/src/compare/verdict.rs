@@ -92,8 +92,8 @@ pub enum Rounds {
 }
 
 impl Rounds {
-    /// The full profile's: an interval of plus and minus 2.5 %, in 10 to 200 rounds.
-    pub const FULL: Rounds = Rounds::Until { half_width: 0.025, least: 10, cap: 200 };
+    /// The full profile's: an interval of plus and minus 2.5 %, in 10 to 400 rounds.
+    pub const FULL: Rounds = Rounds::Until { half_width: 0.025, least: 10, cap: 400 };
 
     /// The most that it can come to.
     #[must_use]

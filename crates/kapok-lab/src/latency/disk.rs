@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::{Subject, seek, try_each};
+use super::{Subject, seek, try_each, try_each_cpu};
 
 pub(super) const BLOCK: usize = 4_096;
 const MIB: usize = 1 << 20;
@@ -80,10 +80,11 @@ pub(super) fn subjects(file: Option<PathBuf>, virtual_machine: bool) -> Vec<Subj
             "pread(2) of a page that is in the page cache",
             move || {
                 let file = cached.open(0)?;
-                let mut block = vec![0; BLOCK];
+                // How fast a page is copied depends on where in a page it goes.
+                let mut block = Aligned::new(BLOCK);
                 Ok(Box::new(move || {
                     let _keep = &cached;
-                    try_each(2_000, || file.read_exact_at(&mut block, 0))
+                    try_each_cpu(2_000, || file.read_exact_at(block.bytes(), 0))
                 }))
             },
         ),
@@ -115,7 +116,7 @@ pub(super) fn subjects(file: Option<PathBuf>, virtual_machine: bool) -> Vec<Subj
                 let mut place = 0;
                 Ok(Box::new(move || {
                     let _keep = &sequential;
-                    try_each(8, || {
+                    try_each(4, || {
                         place = (place + MIB) % BYTES;
                         file.read_exact_at(block.bytes(), place as u64)
                     })
@@ -142,7 +143,7 @@ pub(super) fn subjects(file: Option<PathBuf>, virtual_machine: bool) -> Vec<Subj
     ]
 }
 
-/// Memory as O_DIRECT wants it.
+/// Memory at the beginning of a page, as O_DIRECT wants it.
 pub(super) struct Aligned {
     memory: Vec<u8>,
     from: usize,

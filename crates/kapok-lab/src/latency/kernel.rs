@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use super::{Measure, Subject, each, try_each};
+use super::{Measure, Subject, each, middle_of};
 use crate::compare::environment::pin;
 
 pub(super) fn subjects(cores: &[usize]) -> Vec<Subject> {
@@ -28,8 +28,8 @@ pub(super) fn subjects(cores: &[usize]) -> Vec<Subject> {
         subjects.push(Subject::new(
             "thread switch",
             3_000.0,
-            "two threads on one core, a byte to and fro over two pipes: half a round, which is a switch, \
-             a write and a read",
+            "two threads on one core, a byte to and fro over two pipes: half of the middle one of 200 \
+             rounds, which is a switch, a write and a read",
             move || ping_pong(core, core),
         ));
     }
@@ -76,8 +76,8 @@ fn page_faults() -> io::Result<f64> {
 
 /// Two threads, and what they say to each other.
 struct PingPong {
-    /// Asks the first for so many rounds, which answers with nanoseconds for each.
-    ask: Option<mpsc::Sender<u64>>,
+    /// Asks the first for so many rounds, which answers with the nanoseconds of the middle one.
+    ask: Option<mpsc::Sender<usize>>,
     answers: mpsc::Receiver<io::Result<f64>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -95,12 +95,12 @@ impl Drop for PingPong {
 fn ping_pong(one: usize, other: usize) -> io::Result<Measure> {
     let (mut there, mut to_there) = io::pipe()?;
     let (mut here, mut to_here) = io::pipe()?;
-    let (ask, asked) = mpsc::channel::<u64>();
+    let (ask, asked) = mpsc::channel::<usize>();
     let (answer, answers) = mpsc::channel();
     let first = thread::spawn(move || {
         let pinned = pin(&[one]);
         for rounds in asked {
-            let time = try_each(rounds, || {
+            let time = middle_of(rounds, || {
                 to_there.write_all(&[1])?;
                 here.read_exact(&mut [0])
             });
@@ -118,7 +118,7 @@ fn ping_pong(one: usize, other: usize) -> io::Result<Measure> {
     let pair = PingPong { ask: Some(ask), answers, threads: vec![first, second] };
     Ok(Box::new(move || {
         let gone = || io::Error::other("the threads have ended");
-        pair.ask.as_ref().and_then(|ask| ask.send(500).ok()).ok_or_else(gone)?;
+        pair.ask.as_ref().and_then(|ask| ask.send(200).ok()).ok_or_else(gone)?;
         let round = pair.answers.recv().map_err(|_| gone())??;
         Ok(round / 2.0)
     }))

@@ -3,7 +3,8 @@
 //!
 //! Every line is measured many times, one after the other in rounds, so that drift of the machine falls
 //! on all of them; the table has the median of the rounds and their spread. Each round of a line does
-//! enough of it to take about a millisecond or more, unless one alone takes longer.
+//! enough of it to take about a millisecond or more, unless one alone takes longer. A line that is slow, as
+//! those of a disk may be, sits out rounds.
 //!
 //! Every line is in every table. What this machine does not have, a disk that rotates or a peer, has the
 //! reason in place of figures.
@@ -27,7 +28,8 @@ use serde::Serialize;
 
 use crate::Stop;
 use crate::compare::Environment;
-use crate::compare::environment::allowed_cores;
+use crate::compare::environment::{Bound, allowed_cores};
+use crate::meters::thread_cpu_time;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ pub struct Line {
     pub three_quarters_ns: Option<f64>,
     /// The slowest round.
     pub most_ns: Option<f64>,
+    /// In how many rounds it was measured.
+    pub rounds: usize,
     /// What books say, in nanoseconds, where they say something.
     pub book_ns: Option<f64>,
     /// How it was measured.
@@ -119,12 +123,18 @@ impl Subject {
 /// The most rounds.
 const MAX_REPEATS: usize = 100_000;
 
-/// Measures. The callback hears what is measured now, and how far it has come.
+/// A line that takes longer than this in all its rounds sits out some, evenly, down to [`FEWEST`].
+const LONGEST: Duration = Duration::from_secs(2);
+const FEWEST: usize = 15;
+
+/// Measures. The callback hears what is measured now, and how far it has come. The calling thread is bound
+/// to one core meanwhile: one that moves leaves its caches behind, and is now on the core of whom it talks
+/// to, now on another.
 ///
 /// # Errors
 ///
-/// `InvalidInput` for no rounds, too many, or a name that no line has. What goes wrong with single
-/// lines is in them.
+/// `InvalidInput` for no rounds, too many, or a name that no line has; what binding the thread gives. What
+/// goes wrong with single lines is in them.
 pub fn run(
     config: &LatencyConfig,
     progress: &mut dyn FnMut(&str, usize, usize),
@@ -134,7 +144,8 @@ pub fn run(
         return refuse(format!("{} repeats: from 1 to {MAX_REPEATS}", config.repeats));
     }
     let environment = Environment::look(&config.build, &[]);
-    let mut subjects = subjects(config, environment.virtual_machine);
+    let cores = allowed_cores();
+    let mut subjects = subjects(config, &cores, environment.virtual_machine);
     if !config.only.is_empty() {
         let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
         if let Some(word) =
@@ -144,9 +155,10 @@ pub fn run(
         }
         subjects.retain(|subject| config.only.iter().any(|word| subject.name.contains(&word[..])));
     }
+    let _bound = Bound::to(&cores[..cores.len().min(1)], &cores)?;
     let stopped = || config.stop.as_ref().is_some_and(Stop::requested);
     let mut lines = Vec::new();
-    let mut measures: Vec<(Option<Measure>, Vec<f64>)> = Vec::new();
+    let mut measures: Vec<(Option<Measure>, Vec<f64>, Duration)> = Vec::new();
     let total = subjects.len() * (config.repeats + 1);
     for (number, subject) in subjects.into_iter().enumerate() {
         progress(subject.name, number, total);
@@ -161,7 +173,7 @@ pub fn run(
                 Err(error) => (None, Some(error.to_string()), None),
             },
         };
-        measures.push((measure, Vec::new()));
+        measures.push((measure, Vec::new(), Duration::ZERO));
         lines.push(Line {
             name: subject.name,
             median_ns: None,
@@ -169,6 +181,7 @@ pub fn run(
             quarter_ns: None,
             three_quarters_ns: None,
             most_ns: None,
+            rounds: 0,
             book_ns: subject.book_ns,
             method: subject.method,
             trouble,
@@ -176,10 +189,14 @@ pub fn run(
         });
     }
     for round in 0..config.repeats {
-        for (number, (measure, times)) in measures.iter_mut().enumerate() {
+        for (number, (measure, times, spent)) in measures.iter_mut().enumerate() {
             if stopped() {
                 break;
             }
+            if !is_due(times.len(), *spent, round, config.repeats) {
+                continue;
+            }
+            let begun = Instant::now();
             progress(lines[number].name, lines.len() * (round + 1) + number, total);
             match measure.as_mut().map(|measure| measure()) {
                 Some(Ok(time)) => times.push(time),
@@ -189,14 +206,16 @@ pub fn run(
                 }
                 None => {}
             }
+            *spent += begun.elapsed();
         }
     }
-    for (line, (_, mut times)) in lines.iter_mut().zip(measures) {
+    for (line, (_, mut times, _)) in lines.iter_mut().zip(measures) {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let last = times.len().checked_sub(1)?;
             Some(times[(last as f64 * share).round() as usize])
         };
+        line.rounds = times.len();
         line.least_ns = at(0.0);
         line.quarter_ns = at(0.25);
         line.median_ns = at(0.5);
@@ -206,32 +225,43 @@ pub fn run(
     Ok(Latencies { environment, lines, stopped_early: stopped() })
 }
 
-fn subjects(config: &LatencyConfig, virtual_machine: bool) -> Vec<Subject> {
-    let cores = allowed_cores();
+/// Whether a line that was measured in so many of `round` rounds, and took so long, is measured in this
+/// one as well: it has its part of the time left, or of the fewest rounds.
+fn is_due(measured: usize, spent: Duration, round: usize, repeats: usize) -> bool {
+    let part = round as f64 / repeats as f64;
+    measured == 0
+        || spent <= LONGEST.mul_f64(part)
+        || (measured as f64) < FEWEST.min(repeats) as f64 * (round + 1) as f64 / repeats as f64
+}
+
+fn subjects(config: &LatencyConfig, cores: &[usize], virtual_machine: bool) -> Vec<Subject> {
     let mut subjects = processor::subjects();
-    subjects.extend(kernel::subjects(&cores));
-    subjects.extend(tasks::subjects(&cores));
+    subjects.extend(kernel::subjects(cores));
+    subjects.extend(tasks::subjects(cores));
     subjects.extend(disk::subjects(config.file.clone(), virtual_machine));
-    subjects.extend(network::subjects(&cores, config.peer));
+    subjects.extend(network::subjects(cores, config.peer));
     subjects
 }
 
 /// The CPU time of this thread that `times` turns take, in nanoseconds for each: what else runs on
 /// this core meanwhile is not in it. Turns must not wait.
 fn each(times: u64, mut turn: impl FnMut()) -> f64 {
-    let begun = cpu_time();
+    let begun = thread_cpu_time();
     for _ in 0..times {
         turn();
     }
-    nanoseconds(cpu_time() - begun) / times as f64
+    nanoseconds(thread_cpu_time() - begun) / times as f64
 }
 
-/// The CPU time of this thread so far.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a timespec that outlives the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// The same for turns that can fail; they must not wait either.
+fn try_each_cpu(times: u64, mut turn: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let mut outcome = Ok(());
+    let time = each(times, || {
+        if outcome.is_ok() {
+            outcome = turn();
+        }
+    });
+    outcome.map(|()| time)
 }
 
 /// The time on the clock that `times` turns take, in nanoseconds for each.
@@ -243,6 +273,50 @@ fn try_each(times: u64, mut turn: impl FnMut() -> io::Result<()>) -> io::Result<
     Ok(nanoseconds(begun.elapsed()) / times as f64)
 }
 
+/// The time on the clock of the middle one of `times` turns, in nanoseconds: one that a core was late for is
+/// not in it.
+fn middle_of(times: usize, mut turn: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let mut took = Vec::with_capacity(times);
+    for _ in 0..times {
+        let begun = Instant::now();
+        turn()?;
+        took.push(begun.elapsed());
+    }
+    took.sort_unstable();
+    Ok(took.get(times / 2).copied().map_or(0.0, nanoseconds))
+}
+
 fn nanoseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rounds in which a line is measured that takes `each`.
+    fn rounds(each: Duration, repeats: usize) -> Vec<usize> {
+        let mut measured = Vec::new();
+        for round in 0..repeats {
+            if is_due(measured.len(), each * measured.len() as u32, round, repeats) {
+                measured.push(round);
+            }
+        }
+        measured
+    }
+
+    #[test]
+    fn slow_lines_sit_out_rounds_and_quick_ones_none() {
+        let millis = Duration::from_millis;
+        assert_eq!(rounds(millis(10), 151).len(), 151);
+        // Two seconds of them, from the first rounds to the last.
+        let slow = rounds(millis(50), 151);
+        assert!((38..=42).contains(&slow.len()), "{slow:?}");
+        assert!(slow[0] == 0 && slow[slow.len() - 1] > 145, "{slow:?}");
+        assert!(slow.windows(2).all(|pair| pair[1] - pair[0] <= 5), "{slow:?}");
+        // However long it takes: who asked for a few has them all.
+        assert_eq!(rounds(millis(900), 151).len(), FEWEST);
+        assert_eq!(rounds(millis(900), 5).len(), 5);
+        assert_eq!(rounds(Duration::ZERO, 1), [0]);
+    }
 }

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Subject, try_each};
+use super::{Subject, middle_of};
 use crate::compare::environment::pin;
 
 /// The size of the message.
@@ -16,7 +16,8 @@ pub(super) fn subjects(cores: &[usize], peer: Option<SocketAddr>) -> Vec<Subject
     let mut subjects = vec![Subject::new(
         "loopback round trip",
         None,
-        "64 bytes over TCP to a blocking thread and back; loopback never leaves the kernel",
+        "64 bytes over TCP to a blocking thread and back, the middle one of 200; loopback never leaves the \
+         kernel",
         move || {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let address = listener.local_addr()?;
@@ -62,10 +63,10 @@ struct Echo {
 }
 
 impl Echo {
-    fn round_trips(&mut self, times: u64) -> std::io::Result<f64> {
+    fn round_trips(&mut self, times: usize) -> std::io::Result<f64> {
         let message = [7; BYTES];
         let mut reply = [0; BYTES];
-        try_each(times, || {
+        middle_of(times, || {
             self.stream.write_all(&message)?;
             self.stream.read_exact(&mut reply)?;
             if reply == message { Ok(()) } else { Err(std::io::Error::other("it does not echo")) }

@@ -104,41 +104,77 @@ fn branches(bits: &[u8]) -> f64 {
 /// A walk over `bytes` in random order, each step to where the one before says.
 fn chase(name: &'static str, book_ns: f64, bytes: usize) -> Subject {
     let method = format!(
-        "a walk over {} in random order, each step told by the one before{}",
+        "a walk over {} in random order, each step told by the one before; large pages, if the kernel has \
+         some{}",
         if bytes >= 1 << 20 {
             format!("{} MiB", bytes >> 20)
         } else {
             format!("{} KiB", bytes >> 10)
         },
-        if bytes == LARGE { "; misses of the translation buffer included" } else { "" }
+        if bytes == LARGE { ", else misses of the translation buffer are in it" } else { "" }
     );
     Subject::new(name, book_ns, method, move || {
-        let memory = ring(bytes);
+        let mut memory = Memory::new(bytes / size_of::<u32>());
+        ring(memory.words());
+        let memory = memory;
         let mut at = 0_usize;
         // All of it once, to have it in the cache it is for; large memory needs no more than a part.
         let steps = if bytes == LARGE { 50_000 } else { 1_000_000 };
         Ok(Box::new(move || {
-            let time = each(steps, || at = memory[at] as usize);
+            let words = memory.shared();
+            let time = each(steps, || at = words[at] as usize);
             black_box(at);
             Ok(time)
         }))
     })
 }
 
-/// One ring through all cache lines of `bytes`, in random order: the first word of a line is the index
+/// Words that begin where a large page does.
+///
+/// A cache of the second level finds its lines by physical addresses: how many of them fit at once depends
+/// on which small pages a process was given. Within a large page all addresses are there once.
+struct Memory {
+    words: Vec<u32>,
+    from: usize,
+    length: usize,
+}
+
+impl Memory {
+    const LARGE_PAGE: usize = 2 << 20;
+
+    fn new(length: usize) -> Memory {
+        // Untouched memory of the allocator, of whole large pages.
+        let bytes = (length * size_of::<u32>()).next_multiple_of(Memory::LARGE_PAGE);
+        let words = vec![0_u32; (bytes + Memory::LARGE_PAGE) / size_of::<u32>()];
+        let from = words.as_ptr().align_offset(Memory::LARGE_PAGE);
+        let start = words[from..].as_ptr().cast_mut().cast();
+        // SAFETY: the vector owns the range, which the advice neither reads nor writes. That there are no
+        // large pages to be had is no error of ours.
+        unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+        Memory { words, from, length }
+    }
+
+    fn words(&mut self) -> &mut [u32] {
+        &mut self.words[self.from..self.from + self.length]
+    }
+
+    fn shared(&self) -> &[u32] {
+        &self.words[self.from..self.from + self.length]
+    }
+}
+
+/// One ring through all cache lines of `memory`, in random order: the first word of a line is the index
 /// of the next.
-fn ring(bytes: usize) -> Vec<u32> {
+fn ring(memory: &mut [u32]) {
     const WORDS: usize = LINE / size_of::<u32>();
-    let lines = (bytes / LINE).max(2);
+    let lines = memory.len() / WORDS;
     let mut order: Vec<u32> = (0..lines as u32).collect();
     for (place, random) in (1..lines).rev().zip(random_numbers(lines)) {
         order.swap(place, (random % (place as u64 + 1)) as usize);
     }
-    let mut memory = vec![0_u32; lines * WORDS];
     for (place, &line) in order.iter().enumerate() {
         memory[line as usize * WORDS] = order[(place + 1) % lines] * WORDS as u32;
     }
-    memory
 }
 
 fn random_numbers(count: usize) -> impl Iterator<Item = u64> {
@@ -171,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_walk_comes_by_every_line_once() {
-        let memory = ring(64 << 10);
+        let mut memory = vec![0; (64 << 10) / size_of::<u32>()];
+        ring(&mut memory);
         let mut seen = vec![false; (64 << 10) / LINE];
         let mut at = 0;
         for _ in 0..seen.len() {

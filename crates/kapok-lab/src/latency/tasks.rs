@@ -5,8 +5,9 @@ use std::io;
 use std::rc::Rc;
 use std::thread;
 
-use super::{Measure, Subject, cpu_time, each, nanoseconds, try_each};
+use super::{Measure, Subject, each, nanoseconds, try_each};
 use crate::compare::environment::pin;
+use crate::meters::thread_cpu_time;
 
 const TURNS: u32 = 2_000;
 
@@ -42,11 +43,11 @@ pub(super) fn subjects(cores: &[usize]) -> Vec<Subject> {
                                     tokio::task::yield_now().await;
                                 }
                             });
-                            let begun = cpu_time();
+                            let begun = thread_cpu_time();
                             for _ in 0..TURNS {
                                 tokio::task::yield_now().await;
                             }
-                            let time = nanoseconds(cpu_time() - begun);
+                            let time = nanoseconds(thread_cpu_time() - begun);
                             let _ = other.await;
                             // Each of the two was switched to so often.
                             Ok(time / f64::from(TURNS) / 2.0)
@@ -64,11 +65,11 @@ pub(super) fn subjects(cores: &[usize]) -> Vec<Subject> {
                     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
                     Ok(Box::new(move || {
                         runtime.block_on(async {
-                            let begun = cpu_time();
+                            let begun = thread_cpu_time();
                             for _ in 0..TURNS {
                                 let _ = tokio::spawn(async {}).await;
                             }
-                            Ok(nanoseconds(cpu_time() - begun) / f64::from(TURNS))
+                            Ok(nanoseconds(thread_cpu_time() - begun) / f64::from(TURNS))
                         })
                     }))
                 })
@@ -111,8 +112,8 @@ pub(super) fn subjects(cores: &[usize]) -> Vec<Subject> {
     ]
 }
 
-/// Runs all rounds on one thread that stays on a core: a runtime is bound to the thread it runs on, and
-/// the thread that measures the other lines moves about.
+/// Runs all rounds on one thread of its own, that stays on a core: a runtime is bound to the thread it runs
+/// on.
 fn on_one_thread(
     core: Option<usize>,
     prepare: impl FnOnce() -> io::Result<Measure> + Send + 'static,

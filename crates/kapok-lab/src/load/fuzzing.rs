@@ -1,5 +1,6 @@
 //! What the fuzz targets reach of the generator: the check of replies, without a connection.
 
+use super::body::FirstBody;
 use super::traffic::{Echo, Http, Traffic};
 
 /// Replies in a row, as they come from a server.
@@ -30,7 +31,8 @@ impl Replies {
                 check(Echo::new(message_bytes), bytes, pieces, outstanding)
             }
             Replies::Http { body_bytes } => {
-                check(Http::new("fuzz", body_bytes), bytes, pieces, outstanding)
+                let http = Http::new("fuzz", body_bytes, FirstBody::default());
+                check(http, bytes, pieces, outstanding)
             }
         }
     }

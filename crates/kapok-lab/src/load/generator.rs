@@ -14,6 +14,7 @@ use super::report::{ErrorKind, Tally};
 use super::schedule::Schedule;
 use super::traffic::Traffic;
 use super::{LoadConfig, Phase};
+use crate::meters::thread_cpu_time;
 
 const MS: u64 = 1_000_000;
 
@@ -194,17 +195,18 @@ impl<'a, T: Traffic> Generator<'a, T> {
     pub(super) fn start_traffic(&mut self) {
         self.running = true;
         let now = self.now_ns();
-        match self.config.rate {
-            Some(rate) => {
-                let rate = rate / self.config.threads as f64;
-                // Threads take their turns one after the other, not at the same moment.
-                let phase_ns = 1e9 / self.config.rate.unwrap_or(1.0) * self.index as f64;
-                self.schedule = Some(Schedule::new(now + phase_ns as u64, rate, self.active));
-            }
-            None => {
-                for index in 0..self.active {
-                    self.refill(index, now);
-                }
+        if let Some(rate) = self.config.rate {
+            // Threads take their turns one after the other, not at the same moment.
+            let phase_ns = 1e9 / rate * self.index as f64;
+            let rate = rate / self.config.threads as f64;
+            self.schedule = Some(Schedule::new(now + phase_ns as u64, rate, self.active));
+        }
+        for index in 0..self.active {
+            // The message with which it was opened may have been its last.
+            if self.is_worn_out(index) {
+                self.renew(index);
+            } else if self.schedule.is_none() {
+                self.refill(index, now);
             }
         }
     }
@@ -265,6 +267,7 @@ impl<'a, T: Traffic> Generator<'a, T> {
             self.turn(left)?;
         }
         self.tally.backlog.unsent = self.backlog;
+        self.tally.other_bodies = self.traffic.other_bodies();
         Ok(())
     }
 
@@ -524,14 +527,23 @@ impl<'a, T: Traffic> Generator<'a, T> {
             self.tally.slices.replies(replies);
             connection.measured += replies;
         }
-        let worn_out = self.config.churn.is_some_and(|churn| connection.replies >= churn);
-        if worn_out && !self.ending {
-            connection.stream = None;
-            self.tally.reopened += 1;
-            self.open(index);
+        if self.is_worn_out(index) && !self.ending {
+            self.renew(index);
         } else {
             self.refill(index, now);
         }
+    }
+
+    /// Whether a connection has had all the requests that it is to have.
+    fn is_worn_out(&self, index: usize) -> bool {
+        self.config.churn.is_some_and(|churn| self.connections[index].replies >= churn)
+    }
+
+    /// Closes a connection and opens another in its place.
+    fn renew(&mut self, index: usize) {
+        self.connections[index].stream = None;
+        self.tally.reopened += 1;
+        self.open(index);
     }
 
     /// Issues as many requests as may be outstanding and are due, and writes them.
@@ -587,14 +599,6 @@ pub(crate) fn poll_until(poll: &mut Poll, events: &mut Events, wait_ns: u64) -> 
     }
     let _ = poll.as_raw_fd();
     poll.poll(events, Some(Duration::from_nanos(wait_ns)))
-}
-
-/// CPU time of the calling thread.
-fn thread_cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid timespec that outlives the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// How long the calling thread has been ready to run while its core ran something else; zero where

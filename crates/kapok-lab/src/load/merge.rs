@@ -56,6 +56,7 @@ pub(super) fn merge(parts: &[(LoadReport, usize)]) -> Result<LoadReport, String>
         bytes_received: count(|report| report.bytes_received),
         bytes_sent: count(|report| report.bytes_sent),
         errors,
+        other_bodies: count(|report| report.other_bodies),
         latency: Latency::of(&slices.all()),
         reopened: count(|report| report.reopened),
         backlog: reports().filter_map(|report| report.backlog).reduce(|all, one| Backlog {

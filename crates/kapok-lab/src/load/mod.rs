@@ -8,8 +8,9 @@
 //!   measured from then (as wrk2 does), so that a server that stalls cannot hide the requests that
 //!   would have come meanwhile. What is due and not yet sent is reported as the backlog.
 //!
-//! Nothing is believed: every byte of every echo is compared, every HTTP reply has its status and
-//! length checked, and a reply that nobody asked for is an error.
+//! Nothing is believed: every byte of every echo is compared with what was sent, every HTTP reply has its
+//! status and length checked and every byte of its body compared with the first reply's, and a reply that
+//! nobody asked for is an error.
 //!
 //! Where one machine is not load enough, several generators make one load ([`run_part`]), and
 //! [`join`] puts together what they found, without trusting their clocks.
@@ -20,6 +21,7 @@
 //! - the window that is measured starts and ends at exact calls of the progress callback
 //!   ([`Phase`]), so that a caller can read meters of the server over the same interval.
 
+mod body;
 mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -73,7 +75,9 @@ pub struct LoadConfig {
     pub active: Option<usize>,
     /// Bytes of an echo message.
     pub size_bytes: usize,
-    /// The body length that every HTTP reply must have; `None` takes it from the first reply.
+    /// The body length that every HTTP reply must have; then a body that is not the first reply's is an
+    /// error. `None` takes the length from the first reply, and bodies that differ are counted
+    /// ([`LoadReport::other_bodies`]), unless the first is that of Kapok's own servers, which have no other.
     pub body_bytes: Option<usize>,
     /// Requests outstanding on each active connection.
     pub pipeline: usize,

@@ -9,6 +9,7 @@ use std::sync::{Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use super::body::FirstBody;
 use super::generator::Generator;
 use super::report::{LoadReport, Tally};
 use super::traffic::{Echo, Http, Traffic};
@@ -21,6 +22,7 @@ pub(super) struct Shared {
     barrier: Barrier,
     failure: Mutex<Option<io::Error>>,
     failed: AtomicBool,
+    first_body: FirstBody,
     pub(super) counts: Vec<Counts>,
 }
 
@@ -42,6 +44,7 @@ pub(super) fn run(config: &LoadConfig, progress: Callback<'_>) -> io::Result<Loa
         barrier: Barrier::new(config.threads),
         failure: Mutex::new(None),
         failed: AtomicBool::new(false),
+        first_body: FirstBody::default(),
         counts: (0..config.threads).map(|_| Counts::default()).collect(),
     };
     let tally = thread::scope(|scope| {
@@ -76,7 +79,8 @@ fn run_thread(
     match config.protocol {
         Protocol::Echo => run_phases(config, shared, index, progress, Echo::new(config.size_bytes)),
         Protocol::Http | Protocol::Files => {
-            let traffic = Http::new(&config.addr.to_string(), config.body_bytes);
+            let host = config.addr.to_string();
+            let traffic = Http::new(&host, config.body_bytes, shared.first_body.clone());
             run_phases(config, shared, index, progress, traffic)
         }
     }

@@ -46,6 +46,10 @@ pub struct LoadReport {
     pub bytes_sent: u64,
     /// Faults by kind, over the whole run.
     pub errors: Errors,
+    /// Replies over the whole run that had another body than the first one, of the same length, where
+    /// nobody has said that bodies do not change: no errors. 0 in results that are older than this field.
+    #[serde(default)]
+    pub other_bodies: u64,
     /// Latency of the requests that were issued (fixed rate: intended) within the measured interval.
     pub latency: Latency,
     /// Connections that were opened again, by `churn` or after a fault.
@@ -53,10 +57,10 @@ pub struct LoadReport {
     /// Fixed rate only: requests that were due and not sent.
     pub backlog: Option<Backlog>,
     /// The load generator's own CPU time over the measured interval, as a share of its threads'
-    /// cores.
+    /// cores. In a comparison the server that requests wait for is in it, which has the same core.
     pub cpu_share: f64,
-    /// The share of the interval in which the generator was ready and its cores ran something else:
-    /// what else this machine does is in the latencies by as much.
+    /// The share of the interval in which the generator was ready and its cores ran something else, that
+    /// server left out: what else this machine does is in the latencies by as much.
     pub waited_share: f64,
     /// The load generator's own CPU time per verified reply, in microseconds.
     pub cpu_us_per_request: f64,
@@ -69,6 +73,19 @@ pub struct LoadReport {
     /// The latencies that the percentiles are of. Not in the JSON: see [`Slices::write_log`].
     #[serde(skip)]
     pub slices: Slices,
+}
+
+impl LoadReport {
+    /// Counts in what a thread used of the generator's core that belongs to the load as well. The generator
+    /// waited for it, and not for something else that this machine does.
+    pub(crate) fn count_in(&mut self, cpu: Duration) {
+        if self.seconds > 0.0 {
+            let share = cpu.as_secs_f64() / self.seconds;
+            self.cpu_share += share;
+            self.waited_share = (self.waited_share - share).max(0.0);
+            self.generator_limited = self.cpu_share >= LIMITING_CPU_SHARE;
+        }
+    }
 }
 
 /// Faults by kind.
@@ -185,6 +202,7 @@ pub(super) struct Tally {
     pub(super) bytes_received: u64,
     pub(super) bytes_sent: u64,
     pub(super) errors: Errors,
+    pub(super) other_bodies: u64,
     pub(super) slices: Slices,
     pub(super) reopened: u64,
     pub(super) served: usize,
@@ -203,6 +221,7 @@ impl Tally {
             bytes_received: 0,
             bytes_sent: 0,
             errors: Errors::default(),
+            other_bodies: 0,
             slices: Slices::new(duration),
             reopened: 0,
             served: 0,
@@ -221,6 +240,7 @@ impl Tally {
         self.bytes_received += other.bytes_received;
         self.bytes_sent += other.bytes_sent;
         self.errors.add(other.errors);
+        self.other_bodies += other.other_bodies;
         self.slices.merge(&other.slices);
         self.reopened += other.reopened;
         self.served += other.served;
@@ -252,6 +272,7 @@ impl Tally {
             bytes_received: self.bytes_received,
             bytes_sent: self.bytes_sent,
             errors: self.errors,
+            other_bodies: self.other_bodies,
             latency: Latency::of(&self.slices.all()),
             reopened: self.reopened,
             backlog: config.rate.map(|_| self.backlog),
@@ -268,7 +289,9 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LoadConfig;
     use super::*;
+    use crate::Protocol;
 
     #[test]
     fn percentiles_of_known_latencies() {
@@ -285,6 +308,23 @@ mod tests {
         assert!(close(latency.p99_us, 990.0), "{latency:?}");
         assert!(close(latency.p999_us, 999.0), "{latency:?}");
         assert!(close(latency.max_us, 1000.0), "{latency:?}");
+    }
+
+    #[test]
+    fn who_shares_the_core_fills_it_and_is_not_what_else_the_machine_does() {
+        let config = LoadConfig::new(([127, 0, 0, 1], 9).into(), Protocol::Echo);
+        let mut tally = Tally::new(config.duration);
+        tally.measured = Duration::from_secs(2);
+        tally.cpu = Duration::from_secs(1);
+        tally.waited = Duration::from_secs(1);
+        let mut report = tally.report(&config);
+        let shares =
+            |report: &LoadReport| (report.cpu_share, report.waited_share, report.generator_limited);
+        assert_eq!(shares(&report), (0.5, 0.5, false));
+        report.count_in(Duration::from_millis(500));
+        assert_eq!(shares(&report), (0.75, 0.25, false));
+        report.count_in(Duration::from_millis(500));
+        assert_eq!(shares(&report), (1.0, 0.0, true));
     }
 
     #[test]

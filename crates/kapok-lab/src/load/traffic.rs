@@ -1,11 +1,15 @@
 //! What goes over a connection and how every byte that comes back is checked.
 //!
+//! An echo is held against what was sent, an HTTP reply against the first one (see [`body`](super::body)).
+//!
 //! A [`Traffic`] is shared by all connections of a thread; a connection keeps only where it is in
 //! its two streams. Requests are written straight from shared memory, without a copy.
 
 use std::mem;
 
 use httparse::Status;
+
+use super::body::{Bodies, FirstBody};
 
 /// The longest echo message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -40,6 +44,11 @@ pub(super) trait Traffic {
         bytes: &[u8],
         outstanding: u64,
     ) -> Result<u64, Fault>;
+
+    /// Whole replies so far that had another body than the first one, and may have.
+    fn other_bodies(&self) -> u64 {
+        0
+    }
 }
 
 /// A prime, so that messages of no usual size fall into step with it.
@@ -133,13 +142,14 @@ impl Traffic for Echo {
 /// Requests in one write at most: how often the request is repeated in memory.
 const REQUESTS_IN_A_ROW: usize = 256;
 
-/// HTTP/1.1 GET requests; replies with status 200, a Content-Length, and a body of that length,
-/// the same for all.
+/// HTTP/1.1 GET requests; replies with status 200, a Content-Length that is the same for all, and the
+/// body of the first one.
 #[derive(Debug)]
 pub(super) struct Http {
     requests: Box<[u8]>,
     request_bytes: u64,
-    body_bytes: Option<usize>,
+    bodies: Bodies,
+    other_bodies: u64,
     /// The head that was parsed last. Servers repeat it (but for the date), so the next reply is
     /// most often verified by one comparison.
     known_head: Vec<u8>,
@@ -151,15 +161,19 @@ pub(super) struct HttpReader {
     /// The beginning of a head whose end has not come yet.
     head: Vec<u8>,
     body_left: usize,
+    /// What has come of the body is not that of the first reply.
+    is_other: bool,
 }
 
 impl Http {
-    pub(super) fn new(host: &str, body_bytes: Option<usize>) -> Http {
+    /// Threads of one run have its first body in common.
+    pub(super) fn new(host: &str, body_bytes: Option<usize>, first: FirstBody) -> Http {
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         Http {
             requests: request.repeat(REQUESTS_IN_A_ROW).into_bytes().into(),
             request_bytes: request.len() as u64,
-            body_bytes,
+            bodies: Bodies::new(body_bytes, first),
+            other_bodies: 0,
             known_head: Vec::new(),
         }
     }
@@ -191,10 +205,7 @@ impl Http {
             }
         }
         let length: usize = length.ok_or_else(|| Fault("no Content-Length".into()))?;
-        let expected = *self.body_bytes.get_or_insert(length);
-        if length != expected {
-            return Err(Fault(format!("Content-Length {length} instead of {expected}")));
-        }
+        self.bodies.announce(length)?;
         if self.known_head != head {
             self.known_head.clear();
             self.known_head.extend_from_slice(head);
@@ -228,9 +239,14 @@ impl Traffic for Http {
         while !bytes.is_empty() {
             if reader.body_left > 0 {
                 let length = bytes.len().min(reader.body_left);
+                let at = self.bodies.length() - reader.body_left;
+                reader.is_other |= !self.bodies.verify(at, &bytes[..length])?;
                 reader.body_left -= length;
                 bytes = &bytes[length..];
-                replies += u64::from(reader.body_left == 0);
+                if reader.body_left == 0 {
+                    replies += 1;
+                    self.other_bodies += u64::from(mem::take(&mut reader.is_other));
+                }
                 continue;
             }
             if replies == outstanding {
@@ -245,7 +261,7 @@ impl Traffic for Http {
             {
                 bytes = &bytes[self.known_head.len()..];
                 // A head is known only once its length was found to be the expected one.
-                self.body_bytes.unwrap_or(0)
+                self.bodies.length()
             } else {
                 let kept = reader.head.len();
                 reader.head.extend_from_slice(bytes);
@@ -269,6 +285,10 @@ impl Traffic for Http {
             replies += u64::from(body == 0);
         }
         Ok(replies)
+    }
+
+    fn other_bodies(&self) -> u64 {
+        self.other_bodies
     }
 }
 
@@ -348,10 +368,14 @@ mod tests {
 
     const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, world!";
 
+    fn http(body_bytes: Option<usize>) -> Http {
+        Http::new("localhost", body_bytes, FirstBody::default())
+    }
+
     #[test]
     fn replies_are_counted_however_they_are_cut() {
         for cut in 1..REPLY.len() + 3 {
-            let mut http = Http::new("localhost", Some(13));
+            let mut http = http(Some(13));
             let mut reader = http.reader(0);
             let mut replies = 0;
             for part in REPLY.repeat(5).chunks(cut) {
@@ -363,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_server_that_answers_twice_is_flagged() {
-        let mut http = Http::new("localhost", None);
+        let mut http = http(None);
         let mut reader = http.reader(0);
         assert_eq!(http.receive(&mut reader, REPLY, 1).unwrap(), 1);
         // At once, behind the reply that was due.
@@ -386,7 +410,7 @@ mod tests {
             (b"nonsense\r\n\r\n", "the head of the reply"),
         ];
         for (reply, complaint) in cases {
-            let mut http = Http::new("localhost", None);
+            let mut http = http(None);
             let mut reader = http.reader(0);
             http.receive(&mut reader, REPLY, 1).unwrap();
             let fault = http.receive(&mut reader, reply, 1).unwrap_err();
@@ -396,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_too_long_or_too_short_is_found() {
-        let mut http = Http::new("localhost", None);
+        let mut http = http(None);
         let mut reader = http.reader(0);
         http.receive(&mut reader, REPLY, 1).unwrap();
         let long = [REPLY, b"!"].concat();
@@ -407,9 +431,46 @@ mod tests {
         assert!(http.receive(&mut reader, &short, 2).is_err());
     }
 
+    /// The reply with one bit of its body flipped.
+    fn flipped(at: usize) -> Vec<u8> {
+        let mut reply = REPLY.to_vec();
+        let body = reply.len() - 13;
+        reply[body + at] ^= 1;
+        reply
+    }
+
+    #[test]
+    fn a_flipped_bit_of_a_body_that_is_known_is_found_and_named() {
+        for cut in [1, 5, 40, 1000] {
+            for wrong in [0, 7, 12] {
+                let mut http = http(Some(13));
+                let mut reader = http.reader(0);
+                let replies = [REPLY, &flipped(wrong)].concat();
+                let verdict: Result<Vec<u64>, Fault> =
+                    replies.chunks(cut).map(|part| http.receive(&mut reader, part, 2)).collect();
+                let fault = verdict.unwrap_err();
+                assert!(fault.0.starts_with(&format!("byte {wrong} of the body")), "{}", fault.0);
+            }
+        }
+    }
+
+    #[test]
+    fn bodies_that_may_change_are_counted_once_each_however_they_are_cut() {
+        let replies = [REPLY, &flipped(0), REPLY, &flipped(12), &flipped(5), REPLY].concat();
+        for cut in 1..replies.len() {
+            let mut http = http(None);
+            let mut reader = http.reader(0);
+            let mut counted = 0;
+            for part in replies.chunks(cut) {
+                counted += http.receive(&mut reader, part, 6 - counted).unwrap();
+            }
+            assert_eq!((counted, http.other_bodies()), (6, 3), "cut into {cut}");
+        }
+    }
+
     #[test]
     fn an_empty_body_and_a_changing_head_are_fine() {
-        let mut http = Http::new("localhost", None);
+        let mut http = http(None);
         let mut reader = http.reader(0);
         let replies = b"HTTP/1.1 200 OK\r\nDate: a\r\ncontent-length: 0\r\n\r\n\
                         HTTP/1.1 200 OK\r\nDate: b\r\ncontent-length: 0\r\n\r\n\

@@ -32,6 +32,7 @@ mod process;
 pub(crate) mod ptrace;
 #[cfg(target_os = "linux")]
 mod sockets;
+mod stolen;
 mod syscalls;
 #[cfg(target_os = "linux")]
 mod threads;
@@ -47,11 +48,13 @@ pub use counts::{CallCount, Counts, RingCount};
 pub use joint::JointUsage;
 #[cfg(target_os = "linux")]
 pub use names::{call_name, operation_name};
-#[cfg(target_os = "linux")]
-pub(crate) use process::cpu_time;
+pub(crate) use process::thread_cpu_time;
 pub use process::{Memory, Switches, Usage};
 #[cfg(target_os = "linux")]
+pub(crate) use process::{clock_time, cpu_time};
+#[cfg(target_os = "linux")]
 pub use sockets::{Socket, SocketMemory, Sockets};
+pub(crate) use stolen::stolen_time;
 pub use syscalls::{SyscallCounter, SyscallSource, tracepoint_access};
 #[cfg(target_os = "linux")]
 pub use threads::{Stacks, Thread, Threads};

@@ -193,6 +193,16 @@ pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
     if result != 0 {
         return Err(io::Error::from_raw_os_error(result));
     }
+    clock_time(clock)
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu_time() -> Duration {
+    clock_time(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
+}
+
+/// What a clock says (clock_gettime(2)).
+pub(crate) fn clock_time(clock: libc::clockid_t) -> io::Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a timespec that outlives the call.
     if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
@@ -217,10 +227,7 @@ mod tests {
                 black_box(start);
             }
             // What this thread itself got, on a machine that may be busy.
-            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: `time` is a timespec that outlives the call.
-            unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-            Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+            thread_cpu_time()
         };
         let burnt = std::thread::spawn(burn).join().unwrap();
         let used = Usage::at_end(pid).unwrap().since(&before);

@@ -17,6 +17,7 @@ use netlink_packet_sock_diag::inet::nlas::{MemInfo, Nla};
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
+use netlink_packet_sock_diag::unix::nlas::UnixDiagName;
 use netlink_packet_sock_diag::unix::{self, UnixRequest, UnixResponse};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use serde::Serialize;
@@ -28,13 +29,14 @@ pub struct Socket {
     pub protocol: &'static str,
     /// Its state as ss(8) calls it, such as `ESTAB` or `LISTEN`.
     pub state: &'static str,
-    /// Its own address; for `unix` the path, if it has one.
+    /// Its own address; for `unix` the path if it has one, or `@` and a name that is in no file system.
     pub local: String,
     /// The other end's address, if there is one.
     pub peer: Option<String>,
     /// Bytes that came and were not read; for a listener, connections that were not accepted.
     pub receive_queue: u32,
-    /// Bytes that were written and are not acknowledged; for a listener, how many connections may wait.
+    /// Bytes that were written and are not acknowledged; for `unix`, what the kernel holds for those that
+    /// were not read; for a listener, how many connections may wait.
     pub send_queue: u32,
     /// Segments that were sent again.
     pub retransmits: u32,
@@ -185,7 +187,8 @@ fn list() -> io::Result<Vec<Socket>> {
         }
     }
     let request = UnixRequest {
-        state_flags: unix::StateFlags::all(),
+        // The flags that have names are not all there are: who is not connected has none.
+        state_flags: unix::StateFlags::from_bits_retain(u32::MAX),
         inode: 0,
         show_flags: unix::ShowFlags::all(),
         cookie: [0xff; 8],
@@ -278,18 +281,35 @@ impl From<&MemInfo> for SocketMemory {
 }
 
 fn local(response: &UnixResponse, sending: u64) -> Socket {
+    // The response's own words for the two are not those of ss(8): they miss the backlog of a listener, and
+    // what others have sent.
+    let queues = response.nlas.iter().find_map(|attribute| match attribute {
+        unix::nlas::Nla::ReceiveQueueLength(receive, send) => Some((*receive, *send)),
+        _ => None,
+    });
+    let (receive_queue, send_queue) = queues.unwrap_or_default();
     Socket {
         protocol: "unix",
         state: state_name(response.header.state, "unix"),
-        local: response.name().map_or_else(String::new, |name| format!("{name:?}")),
+        local: response.name().map_or_else(String::new, local_name),
         peer: response.peer().map(|inode| format!("socket:[{inode}]")),
-        receive_queue: response.receive_queue_size().unwrap_or(0),
-        send_queue: response.send_queue_size().unwrap_or(0),
+        receive_queue,
+        send_queue,
         retransmits: 0,
         bytes_received: 0,
         bytes_sent: 0,
         memory: SocketMemory { sending, ..SocketMemory::default() },
         inode: response.header.inode,
+    }
+}
+
+/// A Unix socket's name as ss(8) has it.
+fn local_name(name: &UnixDiagName) -> String {
+    match name {
+        UnixDiagName::Pathname(path) => path.to_string_lossy().into_owned(),
+        UnixDiagName::Abstract(name) => {
+            format!("@{}", String::from_utf8_lossy(name).replace('\0', "@"))
+        }
     }
 }
 
@@ -334,7 +354,8 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::os::unix::net::UnixStream;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::time::{Duration, Instant};
 
     #[test]
@@ -385,5 +406,29 @@ mod tests {
         assert!(local() >= 100_000, "{}", local());
         waiting.write_all(b"x").unwrap();
         drop(pair);
+    }
+
+    #[test]
+    fn unix_sockets_have_their_names_and_what_waits_in_them() {
+        let name = format!("kapok-sockets-{}", std::process::id());
+        let path = std::env::temp_dir().join(&name);
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let addr = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let bound = UnixDatagram::bind_addr(&addr).unwrap();
+        UnixDatagram::unbound().unwrap().send_to_addr(&[7; 700], &addr).unwrap();
+        let sockets = Sockets::of(&[std::process::id()]).unwrap();
+        fs::remove_file(&path).unwrap();
+        let find = |local: &str| {
+            let is = |socket: &&Socket| socket.protocol == "unix" && socket.local == local;
+            sockets.all.iter().find(is).unwrap_or_else(|| panic!("{local}: {sockets:?}"))
+        };
+        let listens = find(path.to_str().unwrap());
+        assert_eq!((listens.state, listens.receive_queue), ("LISTEN", 1), "{listens:?}");
+        assert!(listens.send_queue > 1, "so many may wait: {listens:?}");
+        let unread = find(&format!("@{name}"));
+        assert_eq!((unread.state, unread.receive_queue), ("UNCONN", 700), "{unread:?}");
+        drop((listener, bound));
     }
 }

@@ -78,6 +78,36 @@ fn groups(comparison: &Comparison) -> Vec<Group<'_>> {
     groups
 }
 
+/// One scale for all charts of a kind, so that charts can be compared by eye.
+struct Scales {
+    /// The most of each of [`OVER_CONNECTIONS`].
+    figures: Vec<f64>,
+    /// The longest bar of what is asked of the kernel.
+    asked: f64,
+    /// The shortest and the longest latency of the percentiles that are drawn.
+    latencies: (f64, f64),
+    /// The most requests a second in any slice of time.
+    slice: f64,
+}
+
+impl Scales {
+    fn of(comparison: &Comparison) -> Scales {
+        let rows = || comparison.tables.iter().flat_map(|table| &table.rows);
+        let latencies = || {
+            let drawn = rows().flat_map(|row| row.percentiles.iter().skip(FIRST_PERCENTILE));
+            // A model without a reply has none, and they are drawn on logarithms.
+            drawn.map(|point| point.us).filter(|us| *us > 0.0)
+        };
+        let most = |figure: &Figure| rows().filter_map(figure.pick).fold(0.0, f64::max);
+        Scales {
+            figures: OVER_CONNECTIONS.iter().map(most).collect(),
+            asked: costs::most_asked(comparison),
+            latencies: (latencies().fold(f64::INFINITY, f64::min), latencies().fold(0.0, f64::max)),
+            slice: rows().flat_map(slice_rates).fold(0.0, f64::max),
+        }
+    }
+}
+
 /// The page of a comparison.
 #[must_use]
 pub fn page(comparison: &Comparison) -> String {
@@ -106,15 +136,9 @@ pub fn page(comparison: &Comparison) -> String {
         page.push_str("<p class=\"look\">Stopped early: what was measured until then.</p>");
     }
     page.push_str("</header><main id=\"figures\">");
-    // One scale for all charts of a figure, so that charts can be compared by eye.
-    let most = |figure: &Figure| {
-        let rows = comparison.tables.iter().flat_map(|table| &table.rows);
-        rows.filter_map(figure.pick).fold(0.0, f64::max)
-    };
-    let scales: Vec<f64> = OVER_CONNECTIONS.iter().map(most).collect();
-    let most_asked = costs::most_asked(comparison);
+    let scales = Scales::of(comparison);
     for (number, group) in groups(comparison).iter().enumerate() {
-        section(&mut page, comparison, number, group, &scales, most_asked);
+        section(&mut page, comparison, number, group, &scales);
     }
     page.push_str("</main>");
     about(&mut page, comparison);
@@ -139,8 +163,7 @@ fn section(
     comparison: &Comparison,
     number: usize,
     group: &Group<'_>,
-    scales: &[f64],
-    most_asked: f64,
+    scales: &Scales,
 ) {
     let heading = if group.len() == 1 {
         group[0].1.describe()
@@ -160,7 +183,7 @@ fn section(
     }
     slopes(page, comparison, group);
     page.push_str("<div class=\"charts\">");
-    for (figure, scale) in OVER_CONNECTIONS.iter().zip(scales) {
+    for (figure, scale) in OVER_CONNECTIONS.iter().zip(&scales.figures) {
         if group.len() > 1 {
             over_connections(page, comparison, number, group, figure, *scale);
         } else if figure.metric == "cpu_us_per_request" {
@@ -170,20 +193,20 @@ fn section(
         }
     }
     if group.len() > 1 {
-        let scale = scales[2];
+        let scale = scales.figures[2];
         for (place, table) in group {
             costs::processor(page, comparison, (*place, table), scale);
         }
     }
     for (place, table) in group {
-        costs::asked(page, (*place, table), most_asked);
+        costs::asked(page, (*place, table), scales.asked);
     }
     for (place, table) in group {
-        percentiles(page, comparison, *place, table);
+        percentiles(page, comparison, (*place, table), scales.latencies);
     }
     page.push_str("</div>");
     for (place, table) in group {
-        time_series(page, comparison, *place, table);
+        time_series(page, comparison, (*place, table), scales.slice);
     }
     page.push_str("</section>");
 }
@@ -411,7 +434,12 @@ fn single(
     framed(page, figure.title, figure.unit, &chart, &["model", figure.unit], &rows);
 }
 
-fn percentiles(page: &mut String, comparison: &Comparison, place: usize, table: &Table) {
+fn percentiles(
+    page: &mut String,
+    comparison: &Comparison,
+    (place, table): (usize, &Table),
+    (least, most): (f64, f64),
+) {
     let Some(labels) = table
         .rows
         .iter()
@@ -422,11 +450,6 @@ fn percentiles(page: &mut String, comparison: &Comparison, place: usize, table: 
     };
     // From the median on: what is below it is of little concern.
     let labels: Vec<String> = labels.skip(FIRST_PERCENTILE).collect();
-    let all = || {
-        let rows = table.rows.iter();
-        rows.flat_map(|row| row.percentiles.iter().skip(FIRST_PERCENTILE)).map(|point| point.us)
-    };
-    let axis = Axis::Logarithmic(all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
     let drawn: Vec<Line<'_>> = table
         .rows
         .iter()
@@ -438,7 +461,7 @@ fn percentiles(page: &mut String, comparison: &Comparison, place: usize, table: 
                 .percentiles
                 .iter()
                 .skip(FIRST_PERCENTILE)
-                .map(|point| Some(Mark { table: place, value: point.us }))
+                .map(|point| (point.us > 0.0).then_some(Mark { table: place, value: point.us }))
                 .collect(),
         })
         .collect();
@@ -464,7 +487,7 @@ fn percentiles(page: &mut String, comparison: &Comparison, place: usize, table: 
         .collect();
     let head: Vec<&str> =
         std::iter::once("percentile").chain(labels.iter().map(String::as_str)).collect();
-    let chart = lines(&about, &labels, axis, &drawn);
+    let chart = lines(&about, &labels, Axis::Logarithmic(least, most), &drawn);
     framed(
         page,
         &title,
@@ -478,18 +501,24 @@ fn percentiles(page: &mut String, comparison: &Comparison, place: usize, table: 
 /// The median's place among the percentiles of a row.
 const FIRST_PERCENTILE: usize = 2;
 
-fn time_series(page: &mut String, comparison: &Comparison, place: usize, table: &Table) {
-    let rates = |row: &Row| -> Vec<f64> {
-        let rounds = row.measured.iter().flat_map(|measured| &measured.load.series);
-        rounds.map(|slice| slice.requests_per_second).collect()
-    };
+/// Requests a second in the slices of a row's rounds, one after the other.
+fn slice_rates(row: &Row) -> impl Iterator<Item = f64> {
+    let slices = row.measured.iter().flat_map(|measured| &measured.load.series);
+    slices.map(|slice| slice.requests_per_second)
+}
+
+fn time_series(
+    page: &mut String,
+    comparison: &Comparison,
+    (place, table): (usize, &Table),
+    most: f64,
+) {
     let all: Vec<(&Row, Vec<f64>)> = table
         .rows
         .iter()
-        .map(|row| (row, rates(row)))
+        .map(|row| (row, slice_rates(row).collect::<Vec<f64>>()))
         .filter(|(_, rates)| !rates.is_empty())
         .collect();
-    let most = all.iter().flat_map(|(_, rates)| rates).copied().fold(0.0, f64::max);
     if all.is_empty() {
         return;
     }
@@ -549,4 +578,65 @@ fn about(page: &mut String, comparison: &Comparison) {
         let _ = write!(page, "<li>{}</li>", escaped(&item));
     }
     page.push_str("</ul></footer>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::Percentile;
+    use crate::compare::fixture::{comparison, row, table};
+    use crate::load::Slice;
+
+    /// A row with latencies of so many microseconds and more, and so many requests a second.
+    fn drawn(model: &str, us: f64, rate: f64) -> Row {
+        let mut row = row(model, 6.0, 2);
+        let points = [0.0, 25.0, 50.0, 75.0, 90.0, 99.0, 99.9, 99.99, 100.0];
+        let point =
+            |(at, percentile): (usize, f64)| Percentile { percentile, us: us * (1 + at) as f64 };
+        row.percentiles = points.into_iter().enumerate().map(point).collect();
+        for measured in &mut row.measured {
+            measured.load.series = vec![Slice {
+                end_seconds: 0.1,
+                requests_per_second: rate,
+                p50_us: us,
+                p99_us: us,
+                max_us: us,
+            }];
+        }
+        row
+    }
+
+    /// What stands between two pieces of text, wherever it does.
+    fn between<'a>(text: &'a str, from: &str, to: &str) -> Vec<&'a str> {
+        text.split(from).skip(1).filter_map(|rest| rest.split(to).next()).collect()
+    }
+
+    #[test]
+    fn charts_of_all_tables_have_the_same_axes() {
+        let slow = table(1, vec![drawn("tokio", 4_000.0, 500.0)]);
+        // One that gave no reply has no place on a logarithm's axis, and does not move it.
+        let mut quick = table(64, vec![drawn("tokio", 20.0, 2_000.0), drawn("epoll", 0.0, 0.0)]);
+        quick.protocol = "http".to_owned();
+        let page = page(&comparison(vec![slow, quick]));
+
+        let charts = between(&page, "<h3>Latency percentiles, ", "</svg>");
+        let ticks = |chart: &&str| -> Vec<String> {
+            let ticks = between(chart, "<text class=\"tick end\"", "</text>");
+            ticks.iter().map(|tick| tick.split('>').next_back().unwrap().to_owned()).collect()
+        };
+        let axes: Vec<Vec<String>> = charts.iter().map(ticks).collect();
+        // From three times 20 µs to nine times 4 ms.
+        let expected = ["10", "100", "1000", "10k", "100k"];
+        assert_eq!(axes, [expected, expected]);
+
+        let captions = between(&page, "Round after round, from 0 to ", " requests");
+        assert_eq!(captions, ["2000", "2000"]);
+        let paths: Vec<&str> = page
+            .split("<path class=\"line ")
+            .filter(|path| path.contains("data-metric=\"series\""))
+            .filter_map(|path| between(path, " d=\"", "\"").first().copied())
+            .collect();
+        // A quarter of the way up, and all of it.
+        assert_eq!(paths[..2], ["M0.0 43.0L200.0 43.0", "M0.0 4.0L200.0 4.0"]);
+    }
 }

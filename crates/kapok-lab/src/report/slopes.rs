@@ -19,7 +19,8 @@ pub(super) fn slopes(page: &mut String, comparison: &Comparison, group: &Group<'
         "<h3>What a registered connection costs</h3><div class=\"scroll\" tabindex=\"0\" role=\"region\" \
          aria-label=\"What a registered connection costs\"><table data-slopes><caption class=\"soft\">CPU time \
          that one more connection adds to each request while {} are active: the slope of the line of least \
-         squares through the medians, with its 95 % interval.</caption><thead><tr><th scope=\"col\">model</th>\
+         squares through the medians, with its 95 % interval. Whether it grows is asked of the costs' order, too, \
+         which a bend leaves as it is.</caption><thead><tr><th scope=\"col\">model</th>\
          <th scope=\"col\">connections</th><th scope=\"col\">CPU µs/request</th>\
          <th scope=\"col\">ns/connection</th><th scope=\"col\">with connections it</th></tr></thead><tbody>",
         first.active

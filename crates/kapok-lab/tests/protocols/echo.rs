@@ -1,7 +1,10 @@
 //! Echo: the bytes, the end of the stream, slow readers.
 
+use std::fs;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::mem::ManuallyDrop;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{FromRawFd, RawFd};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +17,10 @@ mod models {
     over_models! { returns_every_byte, half_closed_client_gets_its_full_reply }
     in_child_over_models! {
         a_slow_reader_costs_nothing_and_loses_nothing:
+            threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select, poll Poll,
+            epoll Epoll, mio Mio, uring Uring, tokio Tokio, fiber_uring FiberUring, fiber_epoll FiberEpoll,
+            fiber_poll FiberPoll, fiber_select FiberSelect;
+        small_replies_wait_for_no_others:
             threads Threads, thread_pool ThreadPool, busy_poll BusyPoll, select Select, poll Poll,
             epoll Epoll, mio Mio, uring Uring, tokio Tokio, fiber_uring FiberUring, fiber_epoll FiberEpoll,
             fiber_poll FiberPoll, fiber_select FiberSelect;
@@ -130,4 +137,42 @@ fn a_slow_reader_costs_nothing_and_loses_nothing(model: Model) {
         assert!(least <= window / 8, "{least:?} of CPU in a stall of {window:?}");
     }
     assert!(held < 8 << 20, "{held} bytes more held for one slow reader");
+}
+
+/// The server's end of a connection: the server is in this process.
+fn other_end(client: &TcpStream) -> ManuallyDrop<TcpStream> {
+    let descriptors = fs::read_dir("/proc/self/fd").expect("procfs").flatten();
+    let sockets = descriptors.filter_map(|entry| {
+        let is_socket = fs::read_link(entry.path()).ok()?.to_str()?.starts_with("socket:");
+        let number = entry.file_name().to_str()?.parse::<RawFd>().ok()?;
+        is_socket.then_some(number)
+    });
+    let mut ends = sockets.map(|number| {
+        // SAFETY: a socket of this process, where nobody else runs and nobody closes one now; it is only looked
+        // at, and not closed here.
+        ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(number) })
+    });
+    let (ours, theirs) = (client.local_addr().ok(), client.peer_addr().ok());
+    ends.find(|end| end.peer_addr().ok() == ours && end.local_addr().ok() == theirs)
+        .expect("the server has its end among its descriptors")
+}
+
+/// As is said of all models where they are compared: without TCP_NODELAY a small reply may wait until earlier
+/// ones are acknowledged.
+fn small_replies_wait_for_no_others(model: Model) {
+    for protocol in Protocol::ALL {
+        let server = Server::start(config(model, protocol));
+        // Some may accept in another way once they have begun.
+        let mut clients = [server.connect(), server.connect()];
+        for client in &mut clients {
+            match protocol {
+                Protocol::Echo => exchange(client, b"echo"),
+                _ => {
+                    client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("sent");
+                    assert!(client.read(&mut [0; 1024]).expect("a reply") > 0);
+                }
+            }
+            assert!(other_end(client).nodelay().expect("a socket"), "{protocol}");
+        }
+    }
 }

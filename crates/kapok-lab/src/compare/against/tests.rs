@@ -1,10 +1,7 @@
-use std::path::PathBuf;
-use std::time::Duration;
-
 use super::*;
-use crate::compare::fixture::{comparison, row, table};
-use crate::compare::{Beside, Contender, Point};
-use crate::{Model, Protocol};
+use crate::Model;
+use crate::compare::Contender;
+use crate::compare::fixture::{self, comparison, row, table};
 
 fn change(p: f64, change: f64) -> Change {
     Change {
@@ -160,27 +157,8 @@ fn other_conditions_are_told() {
 
 #[test]
 fn as_many_rounds_as_can_show_a_change() {
-    let config = CompareConfig {
-        program: PathBuf::new(),
-        build: String::new(),
-        versions: Vec::new(),
-        protocols: vec![Protocol::Echo],
-        contenders: [Model::Tokio, Model::Epoll, Model::Fiber].map(Contender::Model).to_vec(),
-        baseline: None,
-        points: vec![Point::new(64)],
-        directory: None,
-        body_bytes: 13,
-        pipeline: 1,
-        rate: None,
-        threads: 1,
-        rounds: Rounds::Fixed(3),
-        warmup: Duration::ZERO,
-        duration: Duration::from_secs(1),
-        time_limit: None,
-        beside: Beside::Nothing,
-        costs: false,
-        stop: None,
-    };
+    let models = [Model::Tokio, Model::Epoll, Model::Fiber];
+    let config = fixture::config(models.map(Contender::Model).to_vec());
     // Those that the comparison itself asks for.
     assert_eq!(Rounds::against(&result(6.0, 3), &config, 200), Some(12));
     assert_eq!(Rounds::against(&result(6.0, 3), &config, 11), None);

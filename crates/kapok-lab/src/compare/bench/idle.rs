@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::Bench;
 use super::subject::Subject;
-use crate::meters::JointUsage;
+use crate::meters::{JointUsage, stolen_time};
 
 /// For how long idle servers are watched.
 const IDLE: Duration = Duration::from_millis(300);
+
+/// And those that never wait: long enough for the ticks in which a host tells what it took.
+const RESTLESS: Duration = Duration::from_secs(1);
 
 impl Bench<'_> {
     /// Watches all at once, and those that never wait afterwards, each for itself.
@@ -16,6 +19,7 @@ impl Bench<'_> {
         if self.stopped() {
             return;
         }
+        let cores = self.cores;
         let watch = |subjects: &mut [Subject], restless: bool| {
             let mut watched: Vec<(&mut Subject, Vec<u32>, JointUsage)> = subjects
                 .iter_mut()
@@ -31,13 +35,16 @@ impl Bench<'_> {
             if watched.is_empty() {
                 return;
             }
-            let begun = Instant::now();
-            thread::sleep(IDLE);
+            let (begun, stolen) = (Instant::now(), stolen_time(cores));
+            thread::sleep(if restless { RESTLESS } else { IDLE });
             for (subject, processes, before) in &mut watched {
-                let elapsed = begun.elapsed().as_secs_f64();
-                if let Ok(after) = JointUsage::at_end(processes) {
-                    subject.idle_cpu_share = Some(after.since(before).cpu.as_secs_f64() / elapsed);
-                }
+                let elapsed = begun.elapsed();
+                let Ok(after) = JointUsage::at_end(processes) else { continue };
+                // What a core of the server had: it cannot use what the host gave to others.
+                let stolen = stolen_time(cores).saturating_sub(stolen) / cores.len().max(1) as u32;
+                let had = elapsed.saturating_sub(stolen).max(elapsed / 10);
+                let share = after.since(before).cpu.as_secs_f64() / had.as_secs_f64();
+                subject.idle_cpu_share = Some(share.min(cores.len().max(1) as f64));
             }
         };
         self.step.what = format!("{} · all servers idle", self.protocol);

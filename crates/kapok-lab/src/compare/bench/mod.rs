@@ -8,15 +8,14 @@ mod start;
 mod subject;
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::contender::Contender;
 use super::network::Namespaces;
-use super::statistics::Spread;
+use super::statistics::median_of;
 use super::table::{Measured, Standing, Table};
 use super::{Beside, CompareConfig, Point, Rounds, Step};
-use crate::{Model, Protocol, Stop};
+use crate::{DelayServer, Model, Protocol, Stop};
 use due::due;
 use order::order;
 use subject::Subject;
@@ -29,8 +28,8 @@ pub(super) struct Bench<'a> {
     pub(super) config: &'a CompareConfig,
     pub(super) protocol: Protocol,
     pub(super) point: Point,
-    /// The server that each request waits for.
-    pub(super) backend: Option<SocketAddr>,
+    /// The server that each request waits for. Its thread runs on the load's core.
+    pub(super) backend: Option<&'a DelayServer>,
     /// What the server is to be put into, where it is not beside the load.
     pub(super) namespaces: Option<&'a Namespaces>,
     pub(super) cores: &'a [usize],
@@ -49,6 +48,8 @@ impl Bench<'_> {
         let (mut rounds, mut capped) = (0, false);
         let mut last_round = Duration::ZERO;
         let cap = self.config.rounds.cap();
+        self.step.standings =
+            (0..subjects.len()).map(|place| self.standing(&subjects, place)).collect();
         for round in 0..cap {
             let begun = Instant::now();
             let who = due(self.config.rounds, &subjects, baseline);
@@ -119,28 +120,22 @@ impl Bench<'_> {
         (self.progress)(self.step);
     }
 
-    /// Shows how the models stand.
-    fn stand(&mut self, subjects: &[Subject]) {
-        let baseline = &subjects[self.baseline()];
-        let median = |subject: &Subject, pick: fn(&Measured) -> f64| {
-            Some(Spread::of(subject.measured.iter().map(pick))?.median)
-        };
-        self.step.standings = subjects
-            .iter()
-            .map(|subject| Standing {
-                model: subject.contender.to_string(),
-                rounds: subject.measured.len(),
-                requests_per_second: median(subject, |one| one.load.requests_per_second),
-                p99_us: median(subject, |one| one.load.latency.p99_us),
-                cpu_ratio: subject.ratio(baseline, |one| one.cpu_us_per_request),
-                failed: subject.trouble.is_some(),
-            })
-            .collect();
+    /// How a model stands. Rounds are short, and this is done after each: no more than is shown.
+    fn standing(&self, subjects: &[Subject], place: usize) -> Standing {
+        let subject = &subjects[place];
+        let median = |pick: fn(&Measured) -> f64| median_of(subject.measured.iter().map(pick));
+        Standing {
+            model: subject.contender.to_string(),
+            rounds: subject.measured.len(),
+            requests_per_second: median(|one| one.load.requests_per_second),
+            p99_us: median(|one| one.load.latency.p99_us),
+            cpu_ratio: subject.ratio(&subjects[self.baseline()], |one| one.cpu_us_per_request),
+            failed: subject.trouble.is_some(),
+        }
     }
 
     /// One model's turn in one round.
     fn visit(&mut self, subjects: &mut [Subject], place: usize, round: usize) {
-        self.stand(subjects);
         let subject = &mut subjects[place];
         if subject.server.is_none() && subject.trouble.is_none() && !self.stopped() {
             self.say(&subject.contender, "starting, and counting system calls and memory");
@@ -178,7 +173,7 @@ impl Bench<'_> {
             }
         }
         self.step.done += 1;
-        self.stand(subjects);
+        self.step.standings[place] = self.standing(subjects, place);
         self.step.running = None;
         (self.progress)(self.step);
     }

@@ -12,7 +12,7 @@ use crate::compare::server::Server;
 use crate::compare::table::{Measured, Untimed};
 use crate::load::{self, LoadConfig, LoadReport, Phase};
 use crate::meters::{JointUsage, Memory, SyscallCounter};
-use crate::{Model, Protocol};
+use crate::{DelayServer, Model, Protocol};
 
 /// The untimed run: long enough for stable counts per request.
 const UNTIMED: Duration = Duration::from_millis(200);
@@ -118,7 +118,10 @@ impl Bench<'_> {
         let mut phase = Phase::Connecting;
         let (mut before, mut after) = (None, None);
         let (mut begun, mut since_settling) = (Duration::ZERO, 0);
-        let report = load::run(&load_config, &mut |progress| {
+        let backend = self.backend;
+        let backend_cpu = || backend.and_then(DelayServer::cpu_time);
+        let (mut backend_before, mut backend_after) = (None, None);
+        let mut report = load::run(&load_config, &mut |progress| {
             if phase != progress.phase {
                 phase = progress.phase;
                 match phase {
@@ -127,9 +130,11 @@ impl Bench<'_> {
                     Phase::Settling => before = JointUsage::at_start(&processes).ok(),
                     Phase::Measuring => {
                         before = before.take().and_then(|before| before.begins_now().ok());
+                        backend_before = backend_cpu();
                         begun = progress.elapsed;
                     }
                     Phase::Draining => {
+                        backend_after = backend_cpu();
                         after = JointUsage::at_end(&processes).ok();
                         since_settling = progress.since_settling;
                     }
@@ -142,16 +147,17 @@ impl Bench<'_> {
             }
         })?;
         self.sound(&report, &self.config.contenders[place])?;
+        if let (Some(before), Some(after)) = (backend_before, backend_after) {
+            report.count_in(after.saturating_sub(before));
+        }
         let (Some(before), Some(after)) = (before, after) else {
             return Err(io::Error::other("its meters could not be read"));
         };
         let used = after.since(&before);
         let contender = &self.config.contenders[place];
-        if used.cpu.is_zero() && matches!(contender, Contender::External(_)) {
-            return Err(io::Error::other(
-                "the work is done by another process: what was started has used no CPU time, nor \
-                 have its children; it must stay in the foreground",
-            ));
+        if used.cpu.is_zero() {
+            let under_way = self.point.connections * self.config.pipeline;
+            without_cpu(report.requests, under_way as u64, contender)?;
         }
         let per_request = |count: f64| count / report.requests.max(1) as f64;
         let switches = |count: u64| count as f64 / since_settling.max(1) as f64;
@@ -214,5 +220,36 @@ impl Bench<'_> {
             stop: self.config.stop.clone(),
             ..LoadConfig::new(server.addr, self.protocol)
         }
+    }
+}
+
+/// What it means that a server has used no CPU time in the whole interval. So many replies may have been
+/// `under_way` before it: with no more than those the machine may have stood still.
+fn without_cpu(requests: u64, under_way: u64, contender: &Contender) -> io::Result<()> {
+    let stood_still = requests <= under_way;
+    let reason = match contender {
+        Contender::External(_) => {
+            "the work is done by another process: what was started has used no CPU time, nor have its \
+             children; it must stay in the foreground"
+        }
+        Contender::Model(_) if stood_still => "it had no processor in the whole interval",
+        Contender::Model(_) => return Ok(()),
+    };
+    let kind = if stood_still { io::ErrorKind::TimedOut } else { io::ErrorKind::Other };
+    Err(io::Error::new(kind, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_stood_still_is_told_from_work_of_another_process() {
+        let external = &Contender::External("other=server {addr}".parse().unwrap());
+        let kind = |requests| without_cpu(requests, 64, external).unwrap_err().kind();
+        assert_eq!(kind(64), io::ErrorKind::TimedOut);
+        assert_eq!(kind(65), io::ErrorKind::Other);
+        assert!(without_cpu(65, 64, &Contender::Model(Model::Epoll)).is_ok());
+        assert!(without_cpu(1, 64, &Contender::Model(Model::Epoll)).is_err());
     }
 }

@@ -29,7 +29,7 @@ impl Bench<'_> {
                     arguments.extend(["--dir".to_owned(), directory.display().to_string()]);
                 }
                 if let Some(backend) = self.backend {
-                    arguments.extend(["--backend".to_owned(), backend.to_string()]);
+                    arguments.extend(["--backend".to_owned(), backend.addr().to_string()]);
                 }
                 arguments
                     .extend(options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
@@ -49,7 +49,10 @@ impl Bench<'_> {
                             .as_ref()
                             .map_or_else(String::new, |path| path.display().to_string()),
                     ),
-                    ("{backend}", self.backend.map_or_else(String::new, |addr| addr.to_string())),
+                    (
+                        "{backend}",
+                        self.backend.map_or_else(String::new, |backend| backend.addr().to_string()),
+                    ),
                     ("{body}", config.body_bytes.to_string()),
                     ("{threads}", config.threads.to_string()),
                 ];

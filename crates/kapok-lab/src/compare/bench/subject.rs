@@ -22,7 +22,7 @@ pub(super) struct Subject {
     pub(super) idle_cpu_share: Option<f64>,
     pub(super) measured: Vec<Measured>,
     pub(super) latencies: Option<Histogram<u64>>,
-    /// Rounds without a reply, up to now.
+    /// Rounds without a reply, or without a processor, up to now.
     pub(super) silent: usize,
     /// The same in all.
     pub(super) dropped_rounds: usize,
