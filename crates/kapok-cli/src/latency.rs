@@ -73,9 +73,15 @@ fn print(out: &mut impl Write, measured: &Latencies, repeats: usize) -> io::Resu
         }));
     }
     writeln!(out, "{table}")?;
+    let sat_out = !measured.stopped_early
+        && measured
+            .lines
+            .iter()
+            .any(|line| line.trouble.is_none() && (1..repeats).contains(&line.rounds));
     writeln!(
         out,
-        "· {repeats} rounds, in each of them every line once; the median and the middle half"
+        "· {repeats} rounds, in each of them every line once{}; the median and the middle half",
+        if sat_out { ", or in fewer where it is slow" } else { "" }
     )?;
     writeln!(
         out,

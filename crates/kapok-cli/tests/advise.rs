@@ -1,10 +1,17 @@
 //! `kapok advise` from end to end, with measurements as short as they can be. What it advises is not
 //! looked at here (the machine may do anything meanwhile), but that it is one of those who could serve.
 
+#![cfg(target_os = "linux")]
+
+#[path = "../../kapok-engine/examples/deny_uring/filter.rs"]
+#[allow(dead_code, reason = "the example uses the rest")]
+mod filter;
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use kapok_lab::advise::Preset;
 use serde_json::Value;
 
 fn kapok(arguments: &[&str], typed: &str) -> Output {
@@ -155,6 +162,81 @@ fn slow_workloads_find_their_model_or_hear_how_long_it_takes() {
     let said = text(&seldom.stderr);
     assert_eq!(seldom.status.code(), Some(2), "{said}");
     assert!(said.contains("--seconds 10 is too short") && said.contains("it takes"), "{said}");
+}
+
+#[test]
+fn every_preset_ends_with_an_advice() {
+    let _turn = turn();
+    for preset in Preset::ALL {
+        let name = preset.to_string();
+        let all = ["advise", "--preset", &name, "--seconds", "4", "--no-cross-over", "--json"];
+        let advised = kapok(&all, "");
+        let said = text(&advised.stderr);
+        assert_eq!(advised.status.code(), Some(0), "{name}: {said}");
+        assert!(said.contains(&format!("taken by default of the preset {name}: ")), "{said}");
+        let advice: Value = serde_json::from_slice(&advised.stdout).unwrap();
+        assert_eq!(advice["question"], serde_json::to_value(preset.question()).unwrap(), "{name}");
+        let model = advice["decision"]["model"].as_str().unwrap_or_else(|| panic!("{advice}"));
+        assert!(names(&advice["figures"]).contains(&model), "{name}: {model}: {advice}");
+        assert!(!names(&advice["excluded"]).contains(&model), "{name}: {model}: {advice}");
+    }
+}
+
+/// The fibers that a server on the engine of `auto` turns out to be, by what it has open.
+#[cfg(target_os = "linux")]
+fn served_on_auto() -> &'static str {
+    use std::io::{BufRead, BufReader, Read};
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kapok"))
+        .args(["serve", "--addr", "127.0.0.1:0", "--model", "fiber", "--engine", "auto"])
+        .env_remove("KAPOK_LOG")
+        .env_remove("KAPOK_ENGINE")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addr = line.trim().strip_prefix("listening on ").expect(&line);
+    // Its loop is there when it has answered.
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    let links = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+    let open: Vec<String> = links
+        .map_while(Result::ok)
+        .filter_map(|link| std::fs::read_link(link.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let has = |what: &str| open.iter().any(|target| target == what);
+    match (has("anon_inode:[io_uring]"), has("anon_inode:[eventpoll]")) {
+        (true, _) => "fiber-uring",
+        (false, true) => "fiber-epoll",
+        (false, false) => panic!("neither a ring nor an epoll: {open:?}"),
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn auto_serves_on_the_engine_that_an_advice_names() {
+    let _turn = turn();
+    let advised = || {
+        let objective = ["--objective", "cpu", "--seconds", "3", "--no-cross-over", "--json"];
+        let advised = kapok(&[&["advise", "--connections", "2"], &objective[..]].concat(), "");
+        assert_eq!(advised.status.code(), Some(0), "{}", text(&advised.stderr));
+        let advice: Value = serde_json::from_slice(&advised.stdout).unwrap();
+        advice["auto"]["model"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(advised(), served_on_auto());
+    // A refusal is for the thread that asks for it, and for the programs that it starts.
+    let refused = std::thread::spawn(move || {
+        let setup = [libc::SYS_io_uring_setup];
+        filter::deny(&setup, libc::EPERM, filter::Threads::Calling).unwrap();
+        (advised(), served_on_auto())
+    });
+    let (advised, served) = refused.join().unwrap();
+    assert_eq!((advised.as_str(), served), ("fiber-epoll", "fiber-epoll"));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The book (`docs/book`): what stands in its consoles is typed, and what it says is printed must be
 //! printed.
 //!
-//! Numbers stand for any number, a run of blanks for any other, `…` for anything in a line, and lines that
-//! are not shown may come between those that are.
+//! Numbers stand for any number, whatever thousands of its unit they count, a run of blanks for any other,
+//! `…` for anything in a line, and lines that are not shown may come between those that are.
 
 #![cfg(target_os = "linux")]
 
@@ -72,7 +72,19 @@ fn consoles(chapter: &str) -> Vec<Console> {
     consoles
 }
 
-/// A line without what differs from run to run: numbers and the width of columns.
+/// What stands behind a number in place of its bare unit, where the number would be long: `120k` is a
+/// number as `26760` is one, and `1.2 ms` is as long as `1200 µs`.
+const SCALED: [(&str, &str); 7] = [
+    ("k", ""),
+    (" KiB", " B"),
+    (" MiB", " B"),
+    (" GiB", " B"),
+    (" ns", " s"),
+    (" µs", " s"),
+    (" ms", " s"),
+];
+
+/// A line without what differs from run to run: numbers, what they are scaled by, and the width of columns.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
     let mut letters = line.trim().chars().peekable();
@@ -87,7 +99,15 @@ fn shape(line: &str) -> String {
         while letters.next_if(|next| class(*next)).is_some() {}
         shape.push(mark);
     }
-    shape
+    let mut pieces = shape.split('#');
+    let before = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(before, |line, piece| {
+        let scaled = SCALED.iter().find_map(|(scaled, bare)| {
+            let rest = piece.strip_prefix(scaled)?;
+            (!rest.starts_with(char::is_alphanumeric)).then(|| format!("{bare}{rest}"))
+        });
+        format!("{line}#{}", scaled.as_deref().unwrap_or(piece))
+    })
 }
 
 /// Whether a printed line is what a shown one stands for.
@@ -239,6 +259,9 @@ fn what_is_shown_is_told_from_what_is_not() {
     assert!(!is_shown_as("recvmsg 1204 3612 –", shown[1]));
     assert!(is_shown_as("at 11.5, thread main reads", shown[2]));
     assert!(!is_shown_as("at 11.5, reads thread", shown[2]));
+    assert!(is_shown_as("waited 120k/s, 3 GiB, 2 ms", "waited 26760/s, 12 B, 900 ns"));
+    assert!(!is_shown_as("120kinds/s", "26760/s"), "only what scales a number");
+    assert!(!is_shown_as("12 B", "12 s"), "a size is not a time");
     let chapter = "```console\n$ a \\\n> b\nfirst 1\n…\nsecond 2\n```\n```sh\n$ c\n```\n";
     let consoles = consoles(chapter);
     assert_eq!(consoles.len(), 1);

@@ -322,6 +322,44 @@ fn compare_measures_two_models_and_leaves_nobody_behind() {
 }
 
 #[test]
+fn who_never_waits_uses_a_core_while_nothing_is_asked_of_it() {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("idle.json");
+    let shares = || -> (f64, f64) {
+        let compared = output(&[
+            "compare",
+            "--models",
+            "busy-poll,epoll",
+            "--protocol",
+            "echo",
+            "--connections",
+            "4",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.2",
+            "--json",
+            path.to_str().unwrap(),
+        ]);
+        assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
+        let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let rows = json["tables"][0]["rows"].as_array().unwrap();
+        let share = |model: &str| {
+            let row = rows.iter().find(|row| row["model"] == model).unwrap();
+            row["idle_cpu_share"].as_f64().unwrap_or(f64::NAN)
+        };
+        (share("busy-poll"), share("epoll"))
+    };
+    // On a machine with other things to do, others have the core now and then.
+    let mut seen = Vec::new();
+    let is_so = (0..3).any(|_| {
+        let (spins, waits) = shares();
+        seen.push((spins, waits));
+        spins > 0.2 && waits < 0.1
+    });
+    assert!(is_so, "busy polling and epoll, idle: {seen:?}");
+}
+
+#[test]
 fn compare_takes_servers_of_others() {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("servers.json");
     let kapok = env!("CARGO_BIN_EXE_kapok");

@@ -69,3 +69,16 @@ fn names_of_bypassed(object: &Value) -> Vec<&str> {
     let all = object["bypassed"].as_array().unwrap();
     all.iter().map(|bypassed| bypassed["name"].as_str().unwrap()).collect()
 }
+
+#[test]
+fn kapok_itself_links_no_hooks() {
+    let kapok = env!("CARGO_BIN_EXE_kapok");
+    let output = Command::new(kapok)
+        .args(["doctor", "--json", "--libc", kapok])
+        .env("KAPOK_LIBRARY", library())
+        .env_remove("LD_PRELOAD")
+        .output()
+        .unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["linked"], false, "{found}");
+}

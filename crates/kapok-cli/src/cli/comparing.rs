@@ -31,16 +31,19 @@ use super::values::{microseconds, milliseconds, named, seconds};
   kapok compare --models tokio,fiber --network loopback,veth
   kapok compare --models tokio,fiber --server mine='./server --listen {addr}'
   kapok compare --protocol echo --models epoll,uring,fiber --costs
-  kapok compare --protocol http --body 1800 --pipeline 16 --json result.json")]
+  kapok compare --protocol http --body 1800 --pipeline 16 --json result.json
+  kapok compare --protocol http,files --dir ./site --body 5000  the same reply from memory and from a file")]
 pub(crate) struct CompareOptions {
-    /// echo, http or files; without it the first two, with --c10k echo
-    #[arg(long, value_parser = named::<Protocol>)]
-    pub(crate) protocol: Option<Protocol>,
+    /// echo, http or files, or several of them, each with tables of its own; without it the first two, with
+    /// --c10k echo. http,files is the same reply out of memory and out of a file, if --body is its length
+    #[arg(long, value_delimiter = ',', value_parser = named::<Protocol>, value_name = "P,Q")]
+    pub(crate) protocol: Vec<Protocol>,
     /// The models, separated by commas; without it all thirteen, or none beside --server
     #[arg(long, value_delimiter = ',', value_parser = named::<Model>, value_name = "A,B")]
     pub(crate) models: Vec<Model>,
     /// A server of your own: a name and its command line, in which {addr} (or {host} and {port}),
-    /// {protocol}, {body}, {dir}, {backend} and {threads} are filled in; may be given several times
+    /// {protocol}, {body}, {dir}, {backend} and {threads} are filled in; may be given several times. The
+    /// body of its HTTP replies is as long as --body says, and the same in each
     #[arg(long = "server", value_parser = named::<External>, value_name = "NAME=COMMAND")]
     pub(crate) servers: Vec<External>,
     /// The row that the others are relative to; without it tokio, if it is there
@@ -95,7 +98,7 @@ pub(crate) struct CompareOptions {
     #[arg(long, value_name = "N")]
     pub(crate) rounds: Option<usize>,
     /// Short rounds until the 95 % interval of each CPU ratio is ± 2.5 % and its verdict is settled: 10 to
-    /// 200, or --rounds
+    /// 400, or --rounds
     #[arg(long)]
     pub(crate) full: bool,
     /// Count what a request costs, for each model in a run of its own: CPU time, system calls and

@@ -89,7 +89,7 @@ pub(crate) struct DiskOptions {
 #[cfg(target_os = "linux")]
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  kapok latency                                      a few seconds
+  kapok latency                                      about a quarter of a minute
   kapok latency --file /data/scratch                 the disk that holds this file
   kapok latency --peer 192.0.2.7:7                   a round trip to an echo server, as kapok serve is
   kapok latency --only switch,spawn --json")]
@@ -105,7 +105,7 @@ pub(crate) struct LatencyOptions {
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     pub(crate) only: Vec<String>,
     /// How often each is measured
-    #[arg(long, default_value_t = 15, value_name = "N")]
+    #[arg(long, default_value_t = 151, value_name = "N")]
     pub(crate) repeats: usize,
     /// Print the table as one JSON object
     #[arg(long)]

@@ -81,8 +81,9 @@ pub(crate) struct ServeOptions {
 
 /// Send verified requests to a server and measure it.
 ///
-/// Every byte of every echo is compared, every HTTP reply has its status and length checked, and
-/// replies nobody asked for are errors. Exits with 1 when there was any error, or no answer at all.
+/// Every byte of every echo is compared, every HTTP reply has its status and length checked and its body
+/// compared with the first one, and replies nobody asked for are errors. Exits with 1 when there was any
+/// error, or no answer at all.
 ///
 /// Several generators make one load with --join or --listen: each opens its connections, all begin when
 /// the last one is ready, and their latencies are added histogram to histogram. Only durations that each
@@ -119,7 +120,8 @@ pub(crate) struct LoadOptions {
     /// Bytes of an echo message
     #[arg(long, default_value_t = 64, value_name = "B")]
     pub(crate) size: usize,
-    /// Body that every HTTP reply must have, in bytes; without it the first reply sets it
+    /// Body that every HTTP reply must have, in bytes, and the same in all; without it the first reply sets
+    /// the length, and another body of this length is counted and no error
     #[arg(long, value_name = "BYTES")]
     pub(crate) body: Option<usize>,
     /// Requests outstanding on each connection

@@ -22,9 +22,9 @@ use view::View;
 /// The quick profile ends by then, on machines where its rounds do not fit as well.
 const QUICK_LIMIT: Duration = Duration::from_secs(84);
 
-/// Connections registered, and active among them, where what they cost is asked for. Half a decade apart:
-/// select, which ends at a thousand, needs points enough for a line as well.
-const REGISTERED: [usize; 6] = [10, 100, 300, 1_000, 3_000, 10_000];
+/// Connections registered, and active among them, where what they cost is asked for. Half a decade apart or
+/// less: select, which ends at a thousand, needs points enough for a line as well.
+const REGISTERED: [usize; 7] = [10, 100, 300, 600, 1_000, 3_000, 10_000];
 const ACTIVE: usize = 10;
 
 /// More rounds than this are not taken on account of an older result that has few.
@@ -230,10 +230,10 @@ fn configure(options: &CompareOptions, stop: Stop) -> io::Result<CompareConfig> 
         program: std::env::current_exe()?,
         build: format!("kapok {} {commit}", env!("CARGO_PKG_VERSION")).trim().to_owned(),
         versions: env!("KAPOK_VERSIONS").split(" · ").map(str::to_owned).collect(),
-        protocols: match options.protocol {
-            Some(one) => vec![one],
-            None if c10k => vec![Protocol::Echo],
-            None => Protocol::ALL.to_vec(),
+        protocols: match &options.protocol[..] {
+            [] if c10k => vec![Protocol::Echo],
+            [] => Protocol::ALL.to_vec(),
+            asked_for => asked_for.to_vec(),
         },
         contenders: contenders(options),
         baseline: options.baseline.clone(),
@@ -245,13 +245,17 @@ fn configure(options: &CompareOptions, stop: Stop) -> io::Result<CompareConfig> 
         rate: options.rate,
         threads: options.threads,
         rounds,
-        warmup: milliseconds(if quick || options.full || c10k { 100 } else { 300 }),
-        duration: options.seconds.unwrap_or(milliseconds(if quick {
-            550
-        } else if options.full || c10k {
-            500
-        } else {
-            2000
+        warmup: milliseconds(match (quick || c10k, options.full) {
+            (_, true) => 50,
+            (true, false) => 100,
+            (false, false) => 300,
+        }),
+        duration: options.seconds.unwrap_or(milliseconds(match (quick, options.full, c10k) {
+            (true, ..) => 550,
+            // Rounds twice as long do not scatter less: docs/design/comparing.md.
+            (_, true, _) => 200,
+            (.., true) => 500,
+            _ => 2000,
         })),
         beside: Beside::Everything,
         costs: options.costs,

@@ -224,8 +224,8 @@ fn print_slopes(out: &mut impl Write, slopes: &[Slope]) -> io::Result<()> {
     writeln!(out, "{table}")?;
     writeln!(
         out,
-        "  grows: by a fifth or more from the fewest connections to the most, and not by chance; flat: it \
-         less than doubles"
+        "  grows: by a fifth or more from the fewest connections to the most, along a line, or to twice as much \
+         and more in an order that is not chance; flat: it less than doubles"
     )
 }
 

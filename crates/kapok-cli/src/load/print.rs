@@ -55,6 +55,13 @@ pub(super) fn print(out: &mut impl Write, report: &LoadReport) -> io::Result<()>
     for example in &errors.examples {
         writeln!(out, "            {example}")?;
     }
+    if report.other_bodies > 0 {
+        writeln!(
+            out,
+            "bodies      {} replies had another than the first one, of the same length",
+            report.other_bodies
+        )?;
+    }
     if report.reopened > 0 {
         writeln!(out, "reopened    {} connections", report.reopened)?;
     }

@@ -2,23 +2,35 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{self as unix, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kapok_lab::meters::{Census, Counts, Depth, Sockets, call_name};
+use kapok_lab::Model;
+use kapok_lab::meters::{Census, Counts, Depth, Socket, Sockets, call_name};
+use serde_json::Value;
 
-use crate::servers::{Server, exchange, is_root, is_there, text, until};
+use crate::servers::{MESSAGE, Server, exchange, is_root, is_there, kapok, scratch, text, until};
 
 /// Exchanges while everybody counts.
 const TIMES: usize = 300;
-const MESSAGE: &[u8] = &[7; 64];
+/// Connections that come and go meanwhile, where accepting is counted too.
+const CONNECTIONS: usize = 7;
 
-/// What was counted of `server` while it answered, by us and by `counter`, which is to watch it by the
-/// time `ready` says so and prints when it is interrupted.
-fn both(server: &Server, mut counter: Command, ready: impl Fn(&Child) -> bool) -> (Counts, String) {
+/// What was counted of `server` while it answered and took in so many `connections`, by us and by
+/// `counter`, which is to watch it by the time `ready` says so and prints when it is interrupted.
+fn both(
+    server: &Server,
+    connections: usize,
+    mut counter: Command,
+    ready: impl Fn(&Child) -> bool,
+) -> (Counts, String) {
     let mut stream = server.connect();
     exchange(&mut stream, MESSAGE, 64, 5);
     let mut other =
@@ -31,6 +43,14 @@ fn both(server: &Server, mut counter: Command, ready: impl Fn(&Child) -> bool) -
     let mut census = Census::in_kernel(&[server.pid()], Depth::Everything).unwrap();
     let before = census.read().unwrap();
     exchange(&mut stream, MESSAGE, 64, TIMES);
+    let mut more: Vec<_> = (0..connections).map(|_| server.connect()).collect();
+    for stream in &mut more {
+        exchange(stream, MESSAGE, 64, 1);
+    }
+    // Who registers a connection only when it finds nothing on it does so now.
+    thread::sleep(Duration::from_millis(50));
+    drop(more);
+    until("the end of all but one connection", || in_ours(server.pid(), "tcp").len() == 2);
     // What the server does after its last reply belongs to it.
     thread::sleep(Duration::from_millis(100));
     let counts = census.read().unwrap().since(&before);
@@ -47,11 +67,24 @@ fn by_name(counts: &Counts) -> BTreeMap<String, u64> {
     calls.iter().map(|(&number, call)| (call_name(number), call.made)).collect()
 }
 
-/// The count in a line of `report` that ends with the name of a call (strace -c).
-fn in_strace(report: &str, call: &str) -> u64 {
+/// The count in a line of `report` that ends with the name of a call (strace -c), and how many failed.
+fn in_strace(report: &str, call: &str) -> (u64, u64) {
     let line = report.lines().find(|line| line.split_whitespace().last() == Some(call));
     // % time, seconds, usecs/call, calls, errors if there are any, syscall.
-    line.and_then(|line| line.split_whitespace().nth(3)?.parse().ok()).unwrap_or(0)
+    let words: Vec<&str> = line.map_or_else(Vec::new, |line| line.split_whitespace().collect());
+    let number = |place: usize| words.get(place).and_then(|word| word.parse().ok()).unwrap_or(0);
+    (number(3), number(4))
+}
+
+/// What a model waits by for all its connections together, by each name that the C library may call it.
+fn waits_by(model: Model) -> &'static [&'static str] {
+    match model {
+        Model::Threads | Model::ThreadPool | Model::BusyPoll => &[],
+        Model::Select | Model::FiberSelect => &["select", "pselect6"],
+        Model::Poll | Model::FiberPoll => &["poll", "ppoll"],
+        Model::Epoll | Model::Mio | Model::Tokio | Model::FiberEpoll => &["epoll_wait"],
+        Model::Uring | Model::FiberUring | Model::Fiber => &["io_uring_enter"],
+    }
 }
 
 #[test]
@@ -59,19 +92,11 @@ fn system_calls_are_those_that_strace_counts() {
     if !is_there("strace") || !is_root() {
         return;
     }
-    for (model, waits) in [
-        ("threads", None),
-        ("poll", Some("poll")),
-        ("epoll", Some("epoll_wait")),
-        ("tokio", Some("epoll_wait")),
-        ("uring", Some("io_uring_enter")),
-        ("fiber-uring", Some("io_uring_enter")),
-        ("fiber-epoll", Some("epoll_wait")),
-    ] {
-        let server = Server::kapok(model);
+    for model in Model::ALL {
+        let server = Server::kapok(&model.to_string());
         let mut strace = Command::new("strace");
         strace.args(["-c", "-f", "-p", &server.pid().to_string()]);
-        let (counts, report) = both(&server, strace, |_| {
+        let (counts, report) = both(&server, CONNECTIONS, strace, |_| {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
             tasks.map_while(Result::ok).all(|task| {
                 let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
@@ -80,18 +105,41 @@ fn system_calls_are_those_that_strace_counts() {
         });
         let ours = by_name(&counts);
         let of_us = |call: &str| ours.get(call).copied().unwrap_or(0);
+        // Who never waits asks again and again, and strace counts before us and after us: of these two, only
+        // what they found is a certain number.
+        let asks_on: &[&str] =
+            if model == Model::BusyPoll { &["recvfrom", "accept4"] } else { &[] };
         let io = ["read", "write", "recvfrom", "sendto", "readv", "writev"];
-        for call in io {
-            assert_eq!(of_us(call), in_strace(&report, call), "{model} {call}: {report}");
+        for call in io.into_iter().chain(["accept4", "epoll_ctl"]) {
+            if !asks_on.contains(&call) {
+                assert_eq!(of_us(call), in_strace(&report, call).0, "{model} {call}: {report}");
+            }
         }
         let all: u64 = io.iter().map(|call| of_us(call)).sum();
         assert!(all >= TIMES as u64, "{model} did its work by these: {ours:?}");
-        if let Some(wait) = waits {
-            let (ours, its) = (of_us(wait), in_strace(&report, wait));
+        let connections = CONNECTIONS as u64;
+        for call in asks_on {
+            let (its, failed) = in_strace(&report, call);
+            // Each message that it finds is answered, and of each connection it finds the end.
+            let found =
+                if *call == "accept4" { connections } else { of_us("sendto") + connections };
+            assert_eq!(its - failed, found, "{model} {call}: {report}");
+            assert!((found..=its).contains(&of_us(call)), "{model} {call}: {ours:?} {report}");
+        }
+        // A ring may take them in by itself.
+        if !matches!(model, Model::Uring | Model::FiberUring) {
+            assert!(of_us("accept4") >= connections, "{model} has accepted: {ours:?}");
+        }
+        let waits = waits_by(model);
+        let has_epoll = waits.contains(&"epoll_wait");
+        assert_eq!(of_us("epoll_ctl") > 0, has_epoll, "{model} registers: {ours:?}");
+        if !waits.is_empty() {
+            let ours: u64 = waits.iter().map(|call| of_us(call)).sum();
+            let its: u64 = waits.iter().map(|call| in_strace(&report, call).0).sum();
             // strace sees a few more while it comes, and the idle server sweeps now and then.
             assert!(
                 ours >= TIMES as u64 / 2 && ours.abs_diff(its) <= 12,
-                "{model} {wait}: {ours}, {its}"
+                "{model} {waits:?}: {ours}, {its}"
             );
         }
     }
@@ -122,7 +170,7 @@ fn operations_of_rings_are_those_that_the_tracepoints_count() {
         let server = Server::kapok(model);
         let events = "io_uring:io_uring_submit_req,io_uring:io_uring_complete";
         let perf = perf(&format!("stat -x, -e {events} -p {}", server.pid()));
-        let (counts, report) = both(&server, perf, has_counters);
+        let (counts, report) = both(&server, 0, perf, has_counters);
         let of_perf = |event: &str| -> u64 {
             let line = report.lines().find(|line| line.contains(event)).expect(&report);
             line.split(',').next().unwrap().parse().unwrap_or(0)
@@ -153,7 +201,7 @@ fn perf_trace_counts_the_same_calls() {
     // perf has its counters a moment before it enables them, and may miss the first call.
     let differences = || {
         let trace = perf(&format!("trace -s -p {}", server.pid()));
-        let (counts, report) = both(&server, trace, has_counters);
+        let (counts, report) = both(&server, 0, trace, has_counters);
         let ours = by_name(&counts);
         let differs = |call: &&str| {
             let line = report.lines().find(|line| line.trim_start().starts_with(call));
@@ -170,13 +218,27 @@ fn perf_trace_counts_the_same_calls() {
 /// A socket: its state, what is in its two queues, its addresses.
 type Listed = (String, u32, u32, String, String);
 
-fn in_ss(server: &Server) -> Vec<Listed> {
-    let listed = Command::new("ss").args(["-Htnap"]).output().unwrap();
-    let own = format!("pid={},", server.pid());
+/// What ss(8) lists of a process, of one protocol.
+fn in_ss(process: u32, protocol: &str) -> Vec<Listed> {
+    let options = match protocol {
+        "tcp" => "-Htnap",
+        "udp" => "-Hunap",
+        _ => "-Hxnap",
+    };
+    let listed = Command::new("ss").arg(options).output().unwrap();
+    let own = format!("pid={process},");
     let of_line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
+        // Of Unix there are several kinds, which come first, and to each name belongs a number.
+        let is_unix = protocol == "unix";
+        let first = usize::from(is_unix);
         let queue = |place: usize| words[place].parse().unwrap_or_else(|_| panic!("{line}"));
-        (words[0].to_owned(), queue(1), queue(2), words[3].to_owned(), words[4].to_owned())
+        let (local, peer) = if is_unix {
+            (format!("{} {}", words[4], words[5]), words[7].to_owned())
+        } else {
+            (words[3].to_owned(), words[4].to_owned())
+        };
+        (words[first].to_owned(), queue(first + 1), queue(first + 2), local, peer)
     };
     let text = text(&listed.stdout);
     let mut listed: Vec<Listed> =
@@ -185,14 +247,23 @@ fn in_ss(server: &Server) -> Vec<Listed> {
     listed
 }
 
-fn in_ours(server: &Server) -> Vec<Listed> {
-    let sockets = Sockets::of(&[server.pid()]).unwrap().all.into_iter();
-    let tcp = sockets.filter(|socket| socket.protocol == "tcp").map(|socket| {
-        let peer = socket.peer.unwrap_or_else(|| "0.0.0.0:*".to_owned());
-        let queues = (socket.receive_queue, socket.send_queue);
-        (socket.state.to_owned(), queues.0, queues.1, socket.local, peer)
-    });
-    let mut listed: Vec<Listed> = tcp.collect();
+fn in_ours(process: u32, protocol: &str) -> Vec<Listed> {
+    let as_ss_has_it = |socket: Socket| {
+        let (local, peer) = if protocol == "unix" {
+            let name = if socket.local.is_empty() { "*" } else { socket.local.as_str() };
+            // As /proc has it.
+            let number = socket.peer.as_ref().map_or("0", |peer| {
+                peer.strip_prefix("socket:[").and_then(|peer| peer.strip_suffix(']')).expect(peer)
+            });
+            (format!("{name} {}", socket.inode), number.to_owned())
+        } else {
+            (socket.local, socket.peer.unwrap_or_else(|| "0.0.0.0:*".to_owned()))
+        };
+        (socket.state.to_owned(), socket.receive_queue, socket.send_queue, local, peer)
+    };
+    let sockets = Sockets::of(&[process]).unwrap().all.into_iter();
+    let them = sockets.filter(|socket| socket.protocol == protocol);
+    let mut listed: Vec<Listed> = them.map(as_ss_has_it).collect();
     listed.sort();
     listed
 }
@@ -223,7 +294,10 @@ impl Drop for Stopped<'_> {
 /// a while, and what it has to send stayed as it is from one look to the next.
 fn send_and_never_read(server: &Server, stream: &mut TcpStream) {
     let peer = stream.local_addr().unwrap().to_string();
-    let queued = || in_ours(server).iter().find(|socket| socket.4 == peer).map_or(0, |it| it.2);
+    let queued = || {
+        let ours = in_ours(server.pid(), "tcp");
+        ours.iter().find(|socket| socket.4 == peer).map_or(0, |it| it.2)
+    };
     stream.set_nonblocking(true).unwrap();
     let begun = Instant::now();
     let (mut last, mut before) = (Instant::now(), 0);
@@ -256,9 +330,9 @@ fn sockets_are_those_that_ss_lists() {
     for stream in &mut streams {
         exchange(stream, MESSAGE, 64, 1);
     }
-    let ours = in_ours(&server);
+    let ours = in_ours(server.pid(), "tcp");
     assert_eq!(ours.len(), 8, "{ours:?}");
-    assert_eq!(ours, in_ss(&server));
+    assert_eq!(ours, in_ss(server.pid(), "tcp"));
 
     // With something in every queue: what is not read, what the peer does not take, who is not accepted.
     send_and_never_read(&server, &mut streams[0]);
@@ -268,12 +342,12 @@ fn sockets_are_those_that_ss_lists() {
     // What was sent, and who has connected, is in the server's queues a moment later.
     let peer = |stream: &TcpStream| stream.local_addr().unwrap().to_string();
     until("what is in the queues", || {
-        let ours = in_ours(&server);
+        let ours = in_ours(server.pid(), "tcp");
         let queued = |is: &dyn Fn(&Listed) -> bool| ours.iter().find(|it| is(it)).map(|it| it.1);
         let sent = peer(&streams[1]);
         queued(&|it| it.0 == "LISTEN") == Some(1) && queued(&|it| it.4 == sent) == Some(100)
     });
-    let ours = in_ours(&server);
+    let ours = in_ours(server.pid(), "tcp");
     let of = |stream: &TcpStream| {
         let peer = peer(stream);
         ours.iter().find(|socket| socket.4 == peer).unwrap_or_else(|| panic!("{ours:?}"))
@@ -284,5 +358,161 @@ fn sockets_are_those_that_ss_lists() {
     assert_eq!((of(&streams[2]).1, of(&streams[2]).2), (0, 0), "{ours:?}");
     assert_eq!(listener.1, 1, "one waits to be accepted: {ours:?}");
     assert!(listener.2 > 0, "so many may: {ours:?}");
-    assert_eq!(ours, in_ss(&server));
+    assert_eq!(ours, in_ss(server.pid(), "tcp"));
+}
+
+#[test]
+fn sockets_of_udp_and_unix_are_those_that_ss_lists() {
+    if !is_there("ss") {
+        return;
+    }
+    let directory = scratch("sockets");
+    let [client, udp, connected] = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    connected.connect(client.local_addr().unwrap()).unwrap();
+    client.send_to(&[7; 100], udp.local_addr().unwrap()).unwrap();
+    client.send_to(&[7; 200], connected.local_addr().unwrap()).unwrap();
+    let path = directory.join("listener");
+    let listener = UnixListener::bind(&path).unwrap();
+    let _waiting = UnixStream::connect(&path).unwrap();
+    let (mut near, mut far) = UnixStream::pair().unwrap();
+    near.write_all(&[7; 300]).unwrap();
+    far.write_all(&[7; 500]).unwrap();
+    let name = format!("kapok-{}", std::process::id());
+    let name = unix::SocketAddr::from_abstract_name(name).unwrap();
+    let datagrams = UnixDatagram::bind_addr(&name).unwrap();
+    UnixDatagram::unbound().unwrap().send_to_addr(&[7; 700], &name).unwrap();
+
+    // A process of its own has them, and reads nothing.
+    let its: [OwnedFd; 5] =
+        [udp.into(), connected.into(), listener.into(), far.into(), datagrams.into()];
+    let numbers: [RawFd; 5] = its.each_ref().map(AsRawFd::as_raw_fd);
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo listening on nothing; exec sleep 600"]);
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: between fork and exec this makes system calls with numbers, on descriptors that are open then.
+    unsafe {
+        command.pre_exec(move || {
+            for number in numbers {
+                if libc::fcntl(number, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    let server = Server::by(&mut command);
+    drop(its);
+
+    until("what was sent by UDP", || {
+        in_ours(server.pid(), "udp").iter().filter(|socket| socket.1 >= 100).count() == 2
+    });
+    let udp = in_ours(server.pid(), "udp");
+    let states: Vec<&str> = udp.iter().map(|socket| socket.0.as_str()).collect();
+    assert_eq!(states, ["ESTAB", "UNCONN"], "{udp:?}");
+    assert_eq!(udp[0].4, client.local_addr().unwrap().to_string(), "{udp:?}");
+    assert_eq!(udp, in_ss(server.pid(), "udp"));
+
+    let local = in_ours(server.pid(), "unix");
+    let [pair, listener, datagrams] = &local[..] else { panic!("{local:?}") };
+    assert_eq!((pair.0.as_str(), pair.1), ("ESTAB", 300), "{local:?}");
+    assert!(pair.2 >= 500, "what the other end has not read: {local:?}");
+    assert_eq!((listener.0.as_str(), listener.1), ("LISTEN", 1), "{local:?}");
+    assert!(listener.2 > 1, "so many may wait: {local:?}");
+    assert!(listener.3.starts_with(path.to_str().unwrap()), "{local:?}");
+    assert_eq!((datagrams.0.as_str(), datagrams.1), ("UNCONN", 700), "{local:?}");
+    assert!(datagrams.3.starts_with("@kapok-"), "{local:?}");
+    assert_eq!(local, in_ss(server.pid(), "unix"));
+    drop(near);
+    fs::remove_dir_all(directory).unwrap();
+}
+
+/// A socket for which the kernel drops all that comes, unseen and unanswered, as where a network has failed;
+/// until this is dropped.
+struct Deaf<'a>(&'a TcpStream);
+
+impl Deaf<'_> {
+    fn turn(stream: &TcpStream) -> Deaf<'_> {
+        let code = (libc::BPF_RET | libc::BPF_K) as u16;
+        let mut nothing = [libc::sock_filter { code, jt: 0, jf: 0, k: 0 }];
+        let filter = libc::sock_fprog { len: 1, filter: nothing.as_mut_ptr() };
+        // SAFETY: the filter is as long as it says, and outlives the call, which copies it.
+        let attached = unsafe {
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const filter).cast(),
+                size_of_val(&filter) as libc::socklen_t,
+            )
+        };
+        assert_eq!(attached, 0, "{}", io::Error::last_os_error());
+        Deaf(stream)
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        let nothing = 0_i32;
+        // SAFETY: the value is a local of the size that is passed; this option takes none.
+        unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_DETACH_FILTER,
+                (&raw const nothing).cast(),
+                size_of_val(&nothing) as libc::socklen_t,
+            );
+        }
+    }
+}
+
+#[test]
+fn segments_that_are_sent_again_are_those_that_ss_counts() {
+    if !is_there("ss") {
+        return;
+    }
+    let server = Server::kapok("epoll");
+    let mut stream = server.connect();
+    exchange(&mut stream, MESSAGE, 64, 1);
+    let peer = stream.local_addr().unwrap().to_string();
+    let ours = || {
+        let sockets = Sockets::of(&[server.pid()]).unwrap().all;
+        let is_it = |socket: &&Socket| socket.peer.as_ref() == Some(&peer);
+        sockets.iter().find(is_it).unwrap_or_else(|| panic!("{sockets:?}")).retransmits
+    };
+    // Of the segments that are under way, how many were sent again, and of all that there were.
+    let own = format!("pid={},", server.pid());
+    let by_ss = || -> Option<(u32, u32)> {
+        let listed = text(&Command::new("ss").arg("-HtinpO").output().unwrap().stdout);
+        let mut lines = listed.lines().filter(|line| line.contains(&own));
+        let line = lines.find(|line| line.split_whitespace().any(|word| word == peer))?;
+        let counts = line.split_whitespace().find_map(|word| word.strip_prefix("retrans:"))?;
+        let (under_way, all) = counts.split_once('/')?;
+        Some((under_way.parse().ok()?, all.parse().ok()?))
+    };
+    let deaf = Deaf::turn(&stream);
+    (&stream).write_all(MESSAGE).unwrap();
+    let mut sent_again = 0;
+    until("a reply that is sent again, and again", || {
+        let before = ours();
+        let Some((under_way, all)) = by_ss() else { return false };
+        // One that was sent again between the looks is not there in each; the next comes later and later.
+        if all <= under_way.max(1) || ours() != before {
+            return false;
+        }
+        assert_eq!(before, all, "{under_way} under way");
+        sent_again = all;
+        true
+    });
+    let pid = server.pid().to_string();
+    let observed = kapok(&["observe", &pid, "--seconds", "0.3", "--json"]);
+    assert_eq!(observed.status.code(), Some(0), "{}", text(&observed.stderr));
+    let report: Value = serde_json::from_slice(&observed.stdout).unwrap();
+    let counted = |lines: &str, what: &str, is: &str| {
+        let line = report[lines].as_array().unwrap().iter().find(|line| line[what] == is);
+        line.unwrap_or_else(|| panic!("{report}"))["retransmits"].as_u64().unwrap()
+    };
+    assert!(counted("notable_sockets", "peer", &peer) >= u64::from(sent_again), "{report}");
+    assert!(counted("sockets", "state", "ESTAB") >= u64::from(sent_again), "{report}");
+    drop(deaf);
 }

@@ -1,10 +1,6 @@
-//! `kapok observe`, and `kapok compare --costs`.
+//! `kapok observe` at servers and programs that it may see whole.
 
-use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::servers::{Busy, KAPOK, Server, exchange, is_root, kapok, scratch, text, until};
+use crate::servers::{Busy, KAPOK, MESSAGE, Server, exchange, is_root, kapok, text, until};
 
-const MESSAGE: &[u8] = &[7; 64];
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
 
 fn observed(server: &Server) -> Value {
     observed_with(server, &[])
@@ -28,7 +24,7 @@ fn observed_with(server: &Server, options: &[&str]) -> Value {
 }
 
 /// The count of a kind of call.
-fn calls(report: &Value, name: &str) -> u64 {
+pub(crate) fn calls(report: &Value, name: &str) -> u64 {
     let kinds = report["calls_by_kind"].as_array().unwrap().iter();
     kinds.filter(|call| call["name"] == name).map(|call| call["count"].as_u64().unwrap()).sum()
 }
@@ -40,7 +36,7 @@ fn sockets(report: &Value, state: &str) -> u64 {
 }
 
 /// What holds for every server that is kept busy over `connections`.
-fn looks_busy(report: &Value, server: &Server, connections: u64) {
+pub(crate) fn looks_busy(report: &Value, server: &Server, connections: u64) {
     assert_eq!(report["process"], server.pid(), "{report}");
     assert!(report["seconds"].as_f64().unwrap() >= 1.4, "{report}");
     assert!(report["cores_used"].as_f64().unwrap() > 0.0, "{report}");
@@ -66,16 +62,20 @@ fn a_redis_server_is_seen_at_work() {
     }
 }
 
-#[test]
-fn nginx_is_seen_with_its_worker() {
-    let Some(server) = Server::nginx() else { return };
-    let request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+/// A connection that keeps nginx busy.
+pub(crate) fn busy_nginx(server: &Server) -> Busy {
     let mut stream = server.connect();
-    std::io::Write::write_all(&mut stream, request).unwrap();
+    std::io::Write::write_all(&mut stream, GET).unwrap();
     let mut reply = vec![0; 4096];
     let bytes = std::io::Read::read(&mut stream, &mut reply).unwrap();
     assert!(text(&reply[..bytes]).ends_with("hello"), "{}", text(&reply[..bytes]));
-    let _busy = Busy::with(stream, request, bytes);
+    Busy::with(stream, GET, bytes)
+}
+
+#[test]
+fn nginx_is_seen_with_its_worker() {
+    let Some(server) = Server::nginx() else { return };
+    let _busy = busy_nginx(&server);
     let report = observed(&server);
     looks_busy(&report, &server, 1);
     assert!(report["processes"].as_array().unwrap().len() >= 2, "{report}");
@@ -107,77 +107,6 @@ fn a_server_of_ours_is_seen_with_its_ring() {
     let calls = report["calls_by_kind"].as_array().unwrap();
     let enters = calls.iter().find(|call| call["name"] == "io_uring_enter").unwrap();
     assert!(enters["seconds"].as_f64().unwrap() > 0.01, "most of the time it waits: {report}");
-}
-
-/// Kapok as a user who is nobody, from where anybody may read it.
-fn as_nobody(home: &PathBuf) -> Command {
-    let copy = home.join("kapok");
-    if !copy.exists() {
-        // By a process of its own: what this one has open for writing, a child that another test starts has
-        // for a moment too, and until then nobody may execute it (ETXTBSY).
-        assert!(
-            Command::new("cp").args([KAPOK.as_ref(), copy.as_path()]).status().unwrap().success()
-        );
-    }
-    let mut command = Command::new(copy);
-    command.uid(65534).gid(65534).current_dir(home).env("NO_COLOR", "1");
-    command
-}
-
-#[test]
-fn an_ordinary_user_sees_less_and_is_told_why() {
-    if !is_root() {
-        return;
-    }
-    let home = scratch("nobody");
-    let own = Server::by(as_nobody(&home).args(["serve", "--addr", "127.0.0.1:0"]));
-    let foreign = Server::kapok("threads");
-    let observe = |server: &Server| -> Value {
-        let pid = server.pid().to_string();
-        let output = as_nobody(&home)
-            .args(["observe", &pid, "--seconds", "1.5", "--json"])
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
-    let reasons = |report: &Value| -> String {
-        let reasons = report["not_seen"].as_array().unwrap().iter();
-        reasons.map(|reason| reason.as_str().unwrap()).collect::<Vec<_>>().join("\n")
-    };
-    let is_own = |server: &Server| {
-        let report = observe(server);
-        looks_busy(&report, server, 1);
-        assert_eq!(report["calls"], Value::Null, "{report}");
-        let why = reasons(&report);
-        assert!(why.contains("system calls and operations of io_uring: "), "{why}");
-        assert!(why.contains("not permitted") || why.contains("denied"), "{why}");
-    };
-    let is_foreign = |server: &Server, threads: usize| {
-        let report = observe(server);
-        let all = report["threads"].as_array().unwrap().len();
-        assert!(all >= threads, "anybody may see these: {report}");
-        assert!(report["memory"]["resident"].as_u64().unwrap() > 1 << 16, "{report}");
-        assert_eq!(report["sockets"], Value::Null, "{report}");
-        let why = reasons(&report);
-        assert!(why.contains("sockets: ") && why.contains("enied"), "{why}");
-    };
-    let busy = (Busy::with(own.connect(), MESSAGE, 64), Busy::with(foreign.connect(), MESSAGE, 64));
-    is_own(&own);
-    is_foreign(&foreign, 2);
-    drop(busy);
-    drop(own);
-    if let (Some(own), Some(foreign)) = (Server::redis_of(Some(65534)), Server::redis()) {
-        let ping = b"PING\r\n";
-        let _busy = (Busy::with(own.connect(), ping, 7), Busy::with(foreign.connect(), ping, 7));
-        is_own(&own);
-        is_foreign(&foreign, 1);
-    }
-    // Its master is root's, whatever its worker is.
-    if let Some(foreign) = Server::nginx() {
-        is_foreign(&foreign, 1);
-    }
-    fs::remove_dir_all(home).unwrap();
 }
 
 #[test]
@@ -326,127 +255,6 @@ fn what_threads_have_used_that_ended_is_counted() {
     assert!(!report["not_seen"].to_string().contains("have ended"), "{report}");
 }
 
-/// The steps of one connection that is opened, used twice and closed.
-fn trace(model: &str) -> Vec<Value> {
-    let server = Server::kapok(model);
-    let pid = server.pid().to_string();
-    let mut observe = Command::new(KAPOK)
-        .args(["observe", "--trace", "--json", "--seconds", "100", &pid])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    until("the tracer", || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map_while(Result::ok);
-        let traced = |status: String| !status.contains("TracerPid:\t0\n");
-        tasks
-            .map(|task| fs::read_to_string(task.path().join("status")).unwrap_or_default())
-            .all(traced)
-    });
-    let mut stream = server.connect();
-    for _ in 0..2 {
-        thread::sleep(Duration::from_millis(50));
-        exchange(&mut stream, MESSAGE, 64, 1);
-    }
-    drop(stream);
-    let lines = BufReader::new(observe.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let steps = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
-    assert!(observe.wait().unwrap().success());
-    steps
-}
-
-#[test]
-fn one_connection_is_told_in_its_order() {
-    // What must come in this order; other steps may lie between.
-    let blocking = ["accept", "read", "write", "read", "write", "read", "close"];
-    // The first message may have come before anybody waits for it.
-    let waiting =
-        ["accept", "register", "read", "write", "wait", "read", "write", "wait", "read", "close"];
-    for (model, order) in
-        [("threads", &blocking[..]), ("epoll", &waiting[..]), ("tokio", &waiting[..])]
-    {
-        let steps = trace(model);
-        let mut kinds = steps.iter().map(|step| step["kind"].as_str().unwrap());
-        for expected in order {
-            assert!(kinds.any(|kind| kind == *expected), "{model}: no {expected} in {steps:#?}");
-        }
-        let has = |kind: &str| steps.iter().any(|step| step["kind"] == kind);
-        assert_eq!(has("register"), model != "threads", "{steps:#?}");
-        // Calls of two threads overlap, and are told as they end: a new thread may be done with one before
-        // the call that has made it returns.
-        let mut last: HashMap<u64, f64> = HashMap::new();
-        for step in &steps {
-            let (thread, at) = (step["thread"].as_u64().unwrap(), step["at"].as_f64().unwrap());
-            let before = last.insert(thread, at);
-            assert!(before.is_none_or(|before| before <= at), "{model}: {steps:#?}");
-        }
-        let notes: String = steps.iter().map(|step| step["note"].as_str().unwrap()).collect();
-        let blocks = notes.contains("blocks its thread");
-        assert_eq!(blocks, model == "threads", "{model}: {notes}");
-        assert!(notes.contains("the peer has closed"), "{model}: {notes}");
-    }
-}
-
-#[test]
-fn a_program_that_is_traced_ends_also_when_nobody_reads() {
-    let mut observe = Command::new(KAPOK)
-        .args(["observe", "--trace", "--end", "--json", "--", KAPOK, "serve"])
-        .args(["--addr", "127.0.0.1:0", "--model", "threads"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // What the program prints goes there.
-    let mut errors = BufReader::new(observe.stderr.take().unwrap());
-    let mut line = String::new();
-    errors.read_line(&mut line).unwrap();
-    let addr = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
-    let mut stream = std::net::TcpStream::connect(&addr).unwrap();
-    // As head(1) does: the first line, and no more.
-    let mut steps = BufReader::new(observe.stdout.take().unwrap());
-    steps.read_line(&mut line).unwrap();
-    drop(steps);
-    until("its end", || {
-        // Each message is a step, as long as it serves.
-        let _ = std::io::Write::write_all(&mut stream, MESSAGE);
-        thread::sleep(Duration::from_millis(20));
-        observe.try_wait().unwrap().is_some()
-    });
-    let refused = std::net::TcpStream::connect(&addr);
-    assert!(refused.is_err(), "it serves on");
-}
-
-#[test]
-fn a_server_on_a_ring_is_told_from_its_ring() {
-    // Each message is received by the ring. Kapok's fibers ask for each, and send by a call; the loop by hand
-    // asks once for all of a connection.
-    let fibers =
-        ["accept", "submit", "read", "write", "submit", "wait", "read", "write", "read", "close"];
-    let by_hand = ["accept", "submit", "read", "write", "wait", "read", "write", "read", "close"];
-    for (model, order) in [("fiber-uring", &fibers[..]), ("uring", &by_hand[..])] {
-        let steps = trace(model);
-        let mut kinds = steps.iter().map(|step| step["kind"].as_str().unwrap());
-        for expected in order {
-            assert!(kinds.any(|kind| kind == *expected), "{model}: no {expected} in {steps:#?}");
-        }
-        let of = |kind: &str| -> Vec<&Value> {
-            steps.iter().filter(|step| step["kind"] == kind).collect()
-        };
-        let accept = of("accept")[0]["call"].as_str().unwrap();
-        let descriptor = accept.rsplit(' ').next().unwrap();
-        let reads = of("read");
-        assert_eq!(reads.len(), 3, "two messages and the end: {model}: {steps:#?}");
-        for (read, bytes) in reads.iter().zip(["64", "64", "0"]) {
-            let call = read["call"].as_str().unwrap();
-            assert_eq!(call, format!("ring: recv({descriptor}) = {bytes}"), "{model}");
-        }
-        assert_eq!(of("submit").len(), if model == "uring" { 1 } else { 3 }, "{steps:#?}");
-        let note = of("accept")[0]["note"].as_str().unwrap();
-        assert!(note.contains("the ring has taken the connection from 127.0.0.1:"), "{note}");
-        let times: Vec<f64> = steps.iter().map(|step| step["at"].as_f64().unwrap()).collect();
-        assert!(times.is_sorted(), "{model}: {times:?}");
-    }
-}
-
 #[test]
 fn the_live_view_is_a_line_each_time_without_a_terminal() {
     let server = Server::kapok("epoll");
@@ -461,113 +269,4 @@ fn the_live_view_is_a_line_each_time_without_a_terminal() {
     assert!(!said.contains('\x1b'), "{said}");
     let output = kapok(&["observe", &pid, "--seconds", "1", "--every", "0.2", "--json"]);
     assert_eq!(text(&output.stderr), "", "JSON is alone");
-}
-
-/// Bytes of own memory and of page tables that a process holds, by other files than the meters read.
-fn held(pid: u32) -> (f64, f64) {
-    let kib = |file: &str, field: &str| {
-        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
-        let lines = text.lines().filter(|line| line.starts_with(field));
-        lines
-            .map(|line| line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap())
-            .sum::<f64>()
-    };
-    (kib("smaps", "Anonymous:") * 1024.0, kib("status", "VmPTE:") * 1024.0)
-}
-
-/// What is said of a connection's memory, beside what a server of the same kind takes for seven more that
-/// were served once.
-fn takes_what_a_connection_takes(model: &str, costs: &Value) {
-    let said = |what: &str| costs["connection"][what].as_f64().unwrap_or_else(|| panic!("{costs}"));
-    let server = Server::kapok(model);
-    let connect = || {
-        let mut stream = server.connect();
-        exchange(&mut stream, MESSAGE, 64, 1);
-        stream
-    };
-    let mut streams = vec![connect()];
-    let (private, tables) = held(server.pid());
-    streams.extend((1..8).map(|_| connect()));
-    let (more_private, more_tables) = held(server.pid());
-    let each = |all: f64, first: f64| (all - first).max(0.0) / 7.0;
-    for (what, here, slack) in [
-        ("private", each(more_private, private), 8_192.0),
-        ("page_tables", each(more_tables, tables), 4_096.0),
-    ] {
-        // Heaps grow by steps, and one of them may fall to the first connection.
-        let differs = (said(what) - here).abs();
-        assert!(differs <= slack + here / 2.0, "{model}: {here} of {what} here; {costs}");
-    }
-    // A connection that waits with nothing to send holds no data; what is held would be in the queues.
-    assert!((0.0..65_536.0).contains(&said("socket_buffers")), "{model}: {costs}");
-    if model == "threads" || model == "fiber" {
-        assert!(said("private") >= 4_096.0, "a page of its stack at least; {model}: {costs}");
-    }
-    if model == "threads" {
-        assert!(said("page_tables") > 0.0, "its stack and its arena lie apart: {costs}");
-    }
-}
-
-#[test]
-fn compare_tells_what_a_request_costs() {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("costs.json");
-    let compared = kapok(&[
-        "compare",
-        "--models",
-        "threads,epoll,fiber",
-        "--protocol",
-        "echo",
-        "--connections",
-        "8",
-        "--rounds",
-        "1",
-        "--seconds",
-        "0.2",
-        "--costs",
-        "--json",
-        path.to_str().unwrap(),
-    ]);
-    assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
-    let table = text(&compared.stdout);
-    assert!(table.contains("What a request costs"), "{table}");
-    let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    for row in json["tables"][0]["rows"].as_array().unwrap() {
-        let costs = &row["costs"];
-        let model = row["model"].as_str().unwrap();
-        assert!(costs["requests"].as_u64().unwrap() > 0, "{row}");
-        // By programs or by tracing: kinds there are. An echo is sent once, and received once.
-        let per_request = |name: &str| -> f64 {
-            let kinds = costs["calls_by_kind"].as_array().unwrap().iter();
-            let mut kinds = kinds.filter(|call| call["name"] == name);
-            kinds.next().map_or(0.0, |call| call["per_request"].as_f64().unwrap())
-        };
-        assert!((0.9..1.1).contains(&per_request("sendto")), "{model}: {costs}");
-        if model == "threads" {
-            assert!((0.9..1.1).contains(&per_request("recvfrom")), "{costs}");
-            assert_eq!(costs["threads"], 9, "one for each connection, and the first");
-            let stacks = costs["stacks"]["reserved"].as_u64().unwrap();
-            assert!(stacks >= 8 * 64 * 1024, "{costs}");
-            assert!(costs["stacks"]["resident"].as_u64().unwrap() < stacks, "{costs}");
-        }
-        takes_what_a_connection_takes(model, costs);
-        let (received, sent) = (&costs["bytes_in"], &costs["bytes_out"]);
-        assert!((55.0..75.0).contains(&received.as_f64().unwrap()), "{model}: {costs}");
-        assert!((55.0..75.0).contains(&sent.as_f64().unwrap()), "{model}: {costs}");
-    }
-}
-
-#[test]
-fn bytes_of_connections_that_are_closed_meanwhile_are_not_made_up() {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("churn-costs.json");
-    let json = path.to_str().unwrap();
-    let load = ["--protocol", "echo", "--connections", "4", "--churn", "5"];
-    let rest = ["--rounds", "1", "--seconds", "0.2", "--costs", "--json", json];
-    let compared = kapok(&[&["compare", "--models", "epoll"], &load[..], &rest[..]].concat());
-    assert_eq!(compared.status.code(), Some(0), "{}", text(&compared.stderr));
-    let table = text(&compared.stdout);
-    assert!(table.contains("not counted: bytes in and out: connections were closed"), "{table}");
-    let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let costs = &json["tables"][0]["rows"][0]["costs"];
-    assert!(costs["requests"].as_u64().unwrap() > 0, "{costs}");
-    assert_eq!((&costs["bytes_in"], &costs["bytes_out"]), (&Value::Null, &Value::Null), "{costs}");
 }

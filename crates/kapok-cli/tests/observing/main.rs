@@ -7,7 +7,10 @@
 
 mod against;
 mod command;
+mod costs;
 mod latency;
 mod overhead;
+mod privileges;
 mod servers;
 mod terminal;
+mod trace;

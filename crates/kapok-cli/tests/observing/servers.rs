@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) const KAPOK: &str = env!("CARGO_BIN_EXE_kapok");
 
+/// What an echo server is sent.
+pub(crate) const MESSAGE: &[u8] = &[7; 64];
+
 /// How long anything may take on a machine with other things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -92,6 +95,11 @@ impl Server {
 
     /// A master and a worker, without anything of the system's configuration.
     pub(crate) fn nginx() -> Option<Server> {
+        Server::nginx_of(None)
+    }
+
+    /// Both of them as another user, which takes root.
+    pub(crate) fn nginx_of(user: Option<u32>) -> Option<Server> {
         is_there("nginx").then(|| {
             let port = free_port();
             let directory = scratch("nginx");
@@ -108,6 +116,9 @@ impl Server {
                 Some("/usr/sbin/nginx").filter(|path| Path::new(path).exists()).unwrap_or("nginx"),
             );
             command.arg("-c").arg(directory.join("conf")).arg("-p").arg(&directory);
+            if let Some(user) = user {
+                command.uid(user).gid(user).current_dir("/");
+            }
             Server::accepting(command, port, Some(directory))
         })
     }

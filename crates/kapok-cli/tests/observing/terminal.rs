@@ -8,9 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::servers::{Busy, KAPOK, PATIENCE, Server, text};
-
-const MESSAGE: &[u8] = &[7; 64];
+use crate::servers::{Busy, KAPOK, MESSAGE, PATIENCE, Server, text};
 
 /// Both ends of a terminal of 30 lines and 60 columns: ours, and the one that a program takes for its own.
 fn terminal() -> (OwnedFd, OwnedFd) {

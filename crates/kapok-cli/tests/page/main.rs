@@ -5,6 +5,7 @@
 
 mod printed;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,6 +28,12 @@ const SLOPES: &str = include_str!("../results/slopes.json");
 
 /// Kinds of calls that come less often than once in so many requests are not drawn.
 const RARE: f64 = 0.005;
+
+/// Charts are some hundred units wide, and places in them rounded to tenths: a length by two of them.
+const ROUNDED: f64 = 0.25;
+
+/// The shortest bar that is drawn, whatever its value.
+const SHORTEST: f64 = 0.5;
 
 /// A browser, if there is one; where there has to be, there is.
 fn chromium() -> Option<&'static str> {
@@ -76,6 +83,27 @@ fn page(directory: &Path, result: &str) -> String {
     fs::read_to_string(html).unwrap()
 }
 
+/// All models under both protocols, as short as can be: the result, and the page that came with it.
+fn compared(directory: &Path) -> (String, String) {
+    let (json, html) = (directory.join("compared.json"), directory.join("compared.html"));
+    let compared = Command::new(env!("CARGO_BIN_EXE_kapok"))
+        .args(["compare", "--rounds", "1", "--seconds", "0.1"])
+        .args(["--json", json.to_str().unwrap(), "--html", html.to_str().unwrap()])
+        .env_remove("KAPOK_LOG")
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
+    let (json, html) = (fs::read_to_string(json).unwrap(), fs::read_to_string(html).unwrap());
+    let result: Value = serde_json::from_str(&json).unwrap();
+    let tables = result["tables"].as_array().unwrap().iter();
+    let shape: Vec<(&str, usize)> = tables
+        .map(|table| (table["protocol"].as_str().unwrap(), table["rows"].as_array().unwrap().len()))
+        .collect();
+    assert_eq!(shape, [("echo", 13), ("http", 13)]);
+    assert!(page(directory, &json) == html, "report makes another page of it");
+    (json, html)
+}
+
 /// Looks at the page in a frame of each width, and says what it found as JSON in its own document.
 const PROBE: &str = r#"
 const found = { console: [], frames: [] };
@@ -93,6 +121,23 @@ const luminance = colour => {
 const contrast = (a, b) => {
   const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
   return (high + 0.05) / (low + 0.05);
+};
+// How long a mark is, in units of its chart: a bar from its left, a point from the lowest line of the grid; and
+// how far apart those lines are.
+const drawn = mark => {
+  const box = mark.getBBox();
+  if (mark.tagName === "rect") return { length: box.width };
+  const grid = [...mark.ownerSVGElement.querySelectorAll("line.grid")].map(line => line.getBBox().y);
+  const floor = Math.max(...grid);
+  return {
+    length: floor - box.y - box.height / 2,
+    step: (floor - Math.min(...grid)) / (grid.length - 1),
+  };
+};
+const heights = line => {
+  const floor = line.ownerSVGElement.querySelector("line.grid").getBBox().y;
+  const points = line.getAttribute("d").split(/[ML]/).slice(1);
+  return points.map(point => floor - Number(point.split(" ")[1]));
 };
 const look = frame => {
   const page = frame.contentDocument, view = frame.contentWindow;
@@ -134,9 +179,10 @@ const look = frame => {
     doubled: [...page.querySelectorAll("[id]")].length - new Set([...page.querySelectorAll("[id]")].map(e => e.id)).size,
     headings: [...page.querySelectorAll("h1, h2, h3")].map(heading => Number(heading.tagName[1])),
     requests: view.performance.getEntriesByType("resource").map(entry => entry.name),
-    marks: [...page.querySelectorAll("[data-value]")].map(mark => ({ ...mark.dataset })),
+    marks: [...page.querySelectorAll("[data-value]")].map(mark =>
+      ({ ...mark.dataset, shape: mark.tagName, ...drawn(mark) })),
     lines: [...page.querySelectorAll("[data-values]")].map(line =>
-      ({ ...line.dataset, points: line.getAttribute("d").split(/[ML]/).length - 1 })),
+      ({ ...line.dataset, points: line.getAttribute("d").split(/[ML]/).length - 1, heights: heights(line) })),
     slopes: [...page.querySelectorAll("table[data-slopes]")].map(table => ({
       shown: table.getBoundingClientRect().height > 0,
       rows: [...table.querySelectorAll("tbody tr")].map(row => [...row.cells].map(cell => cell.textContent)),
@@ -318,6 +364,50 @@ fn check_series(result: &Value, lines: &[Value]) {
     assert_eq!(lines.len(), rows, "lines of nothing that was measured");
 }
 
+/// What is drawn is as long as its value is large, on one axis in all charts of a kind; where that is one of
+/// decades, as long as its logarithm.
+fn check_lengths(marks: &[Value], lines: &[Value]) {
+    let mut kinds: BTreeMap<(&str, &str), Vec<(f64, f64)>> = BTreeMap::new();
+    // What the lowest line of the grid stands for.
+    let mut origins = Vec::new();
+    for mark in marks {
+        let value: f64 = mark["value"].as_str().unwrap().parse().unwrap();
+        let length = mark["length"].as_f64().unwrap();
+        let axis = match mark["metric"].as_str().unwrap() {
+            "percentiles" => {
+                origins.push(value.log10() - length / mark["step"].as_f64().unwrap());
+                continue;
+            }
+            "cpu_user_us" | "cpu_system_us" => "cpu_us_per_request",
+            metric if kind(metric).is_some() => "asked",
+            metric => metric,
+        };
+        kinds.entry((axis, mark["shape"].as_str().unwrap())).or_default().push((value, length));
+    }
+    for line in lines {
+        let values = line["values"].as_str().unwrap().split(' ');
+        let values = values.map(|value| value.parse::<f64>().unwrap());
+        let heights = line["heights"].as_array().unwrap().iter();
+        let heights = heights.map(|height| height.as_f64().unwrap());
+        kinds.entry(("series", "path")).or_default().extend(values.zip(heights));
+    }
+    for ((axis, shape), drawn) in kinds {
+        let largest = drawn.iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+        let (most, longest) = *largest;
+        assert!(longest >= 20.0 || most == 0.0, "{axis} {shape}: {most} is {longest} long");
+        let shortest = if shape == "rect" { SHORTEST } else { 0.0 };
+        for (value, length) in drawn {
+            let expected = (longest * value / most.max(f64::MIN_POSITIVE)).max(shortest);
+            assert!(
+                (length - expected).abs() <= ROUNDED,
+                "{axis} {shape}: {value} is {length} long, and {most} is {longest}"
+            );
+        }
+    }
+    let decade = origins[0].round();
+    assert!(origins.iter().all(|origin| (origin - decade).abs() < 0.02), "{origins:?}");
+}
+
 /// The table of what registered connections cost has the JSON's numbers, and is there if they are.
 fn check_slopes(result: &Value, tables: &[Value]) {
     let none = Vec::new();
@@ -354,7 +444,9 @@ fn check_slopes(result: &Value, tables: &[Value]) {
 #[test]
 fn the_page_is_whole_at_every_width_light_and_dark() {
     let directory = scratch("page");
-    let results = [GRID, COSTS, SLOPES].map(|result| (result, page(&directory, result)));
+    let mut results: Vec<(String, String)> =
+        [GRID, COSTS, SLOPES].map(|result| (result.to_owned(), page(&directory, result))).into();
+    results.push(compared(&directory));
     for (_, page) in &results {
         for outside in
             ["<script", "http://", "https://", "@import", "url(", " src=", "<object", "<embed"]
@@ -402,6 +494,7 @@ fn the_page_is_whole_at_every_width_light_and_dark() {
             }
             check_marks(&result, marks);
             check_series(&result, frame["lines"].as_array().unwrap());
+            check_lengths(marks, frame["lines"].as_array().unwrap());
             check_slopes(&result, frame["slopes"].as_array().unwrap());
         }
     }

@@ -1,9 +1,11 @@
 //! Several generators, one result: and none that lacks a part.
 
+mod kubernetes;
+mod ssh;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -223,12 +225,9 @@ fn listen(arguments: &[&str]) -> (Child, String, BufReader<std::process::ChildSt
     (child, addr, errors)
 }
 
-/// The argument lists of the manifest, in its order.
-fn manifest() -> Vec<Vec<String>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kapok-lab/kubernetes/load.yaml");
-    let manifest = fs::read_to_string(path).unwrap();
-    let lists = manifest.lines().filter_map(|line| line.trim().strip_prefix("args: "));
-    lists.map(|list| serde_json::from_str(list).unwrap()).collect()
+/// The chapter that says how generators are joined.
+fn chapter() -> String {
+    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/joining.md")).unwrap()
 }
 
 /// With these in place of the words before them.
@@ -238,56 +237,6 @@ fn with(arguments: &[String], changes: &[(&str, &str)]) -> Vec<String> {
         change.map_or_else(|| word.clone(), |(_, to)| (*to).to_owned())
     });
     changed.collect()
-}
-
-#[test]
-fn the_commands_of_the_kubernetes_manifest_do_what_it_says() {
-    let server = Server::start(&["--protocol", "http"]);
-    let [joining, generating] = &manifest()[..] else { panic!("{:?}", manifest()) };
-    let joining = with(joining, &[("0.0.0.0:7411", "127.0.0.1:0")]);
-    let words: Vec<&str> = joining.iter().map(String::as_str).collect();
-    let (joining, addr, mut errors) = listen(&words);
-
-    // Not a generator, and one that goes away again.
-    TcpStream::connect(&addr).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    drop(TcpStream::connect(&addr).unwrap());
-    let mut turned_away = String::new();
-    for _ in 0..2 {
-        errors.read_line(&mut turned_away).unwrap();
-    }
-    assert!(turned_away.contains("went away before it was ready"), "{turned_away}");
-    assert!(turned_away.contains("is no generator"), "{turned_away}");
-    // And as many as there are generators, who say nothing and stay.
-    let silent: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(&addr).unwrap()).collect();
-
-    let changes: &[(&str, &str)] = &[
-        ("server:8080", &server.addr),
-        ("kapok-load:7411", &addr),
-        ("250", "5"),
-        ("10", "0.5"),
-        ("2", "0.1"),
-    ];
-    let generating = with(generating, changes);
-    let generators: Vec<Child> = (0..4)
-        .map(|_| Command::new(KAPOK).args(&generating).stdout(Stdio::piped()).spawn().unwrap())
-        .collect();
-    let mut reports = 0;
-    for generator in generators {
-        let output = generator.wait_with_output().unwrap();
-        assert!(output.status.success());
-        // Its own part, for the pod's log.
-        reports += usize::from(text(&output.stdout).contains("latency µs"));
-    }
-    assert_eq!(reports, 4);
-    let joined = joining.wait_with_output().unwrap();
-    let mut said = String::new();
-    errors.read_to_string(&mut said).unwrap();
-    assert_eq!(joined.status.code(), Some(0), "{said}");
-    let joined: Value = serde_json::from_slice(&joined.stdout).unwrap();
-    assert_eq!(joined["parts"].as_array().unwrap().len(), 4);
-    assert_eq!(joined["connections"], 20);
-    assert_sum(&joined);
-    drop(silent);
 }
 
 /// Ends a connection by a reset.
