@@ -1,6 +1,7 @@
 //! All models one after the other, before the same database and under the same load.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -107,28 +108,44 @@ fn measure(
     load((options.seconds / 5).max(1))?;
     drain(pid, idle)?;
     let (before, database_before) = (process::cpu_time(pid)?, postgres.cpu_time());
-    // In the middle, with the connections open.
-    let mut memory = None;
-    let seen = std::thread::scope(|scope| {
-        let loading = scope.spawn(|| load(options.seconds).map_err(|error| error.to_string()));
-        std::thread::sleep(Duration::from_secs(options.seconds) / 2);
-        memory = Some(Memory::of(pid).and_then(|memory| Ok((memory, process::descriptors(pid)?))));
-        loading.join().expect("no panic there")
-    })?;
+    let seen = load(options.seconds)?;
     let (used, database) = (process::cpu_time(pid)?.saturating_sub(before), postgres.cpu_time());
-    let (memory, open) = memory.expect("it was looked at")?;
-    // Of a machine too slow to connect them all by then the figure would be of fewer.
-    let memory = (open >= connections).then_some(memory);
+    drain(pid, idle)?;
+    let memory = memory(service, kind, rows, connections)?;
     Ok(Measured { used, used_by_database: database.saturating_sub(database_before), memory, seen })
 }
 
-/// Waits until a service has answered what the warm-up has left: thousands of requests to which nobody
-/// listens any more, and behind which others would wait.
+/// What a service takes with all connections open, each after one request. In the middle of a load a slow
+/// machine has not connected them all.
+fn memory(service: &Service, kind: &str, rows: i32, connections: usize) -> Result<Memory, Error> {
+    let mut open = Vec::with_capacity(connections);
+    for number in 0..connections {
+        let mut stream = TcpStream::connect(&service.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let row = number as i32 % rows + 1;
+        write!(stream, "GET /{kind}/{row} HTTP/1.1\r\nHost: {}\r\n\r\n", service.address)?;
+        let mut reply = [0; 4096];
+        let length = stream.read(&mut reply)?;
+        if !reply[..length].starts_with(b"HTTP/1.1 200") {
+            return Err(format!("connection {number} of {connections} was refused its row").into());
+        }
+        open.push(stream);
+    }
+    let pid = service.child.id();
+    let (memory, descriptors) = (Memory::of(pid)?, process::descriptors(pid)?);
+    if descriptors < open.len() {
+        return Err(format!("{descriptors} descriptors for {connections} connections").into());
+    }
+    Ok(memory)
+}
+
+/// Waits until a service has answered what a load has left: thousands of requests to which nobody listens
+/// any more, and behind which others would wait.
 fn drain(pid: u32, idle: usize) -> Result<(), Error> {
     let began = Instant::now();
     while process::descriptors(pid)? > idle {
         if began.elapsed() > Duration::from_secs(60) {
-            return Err("the service does not come to the end of the warm-up's requests".into());
+            return Err("the service does not come to the end of the load's requests".into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

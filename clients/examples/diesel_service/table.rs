@@ -16,8 +16,8 @@ pub(crate) struct Measured {
     /// CPU time: of the service, and of PostgreSQL.
     pub(crate) used: Duration,
     pub(crate) used_by_database: Duration,
-    /// None: not all connections were open yet.
-    pub(crate) memory: Option<Memory>,
+    /// With all connections open, each after one request.
+    pub(crate) memory: Memory,
 }
 
 impl Measured {
@@ -39,7 +39,7 @@ impl Measured {
     }
 
     fn proportional(&self) -> f64 {
-        self.memory.as_ref().map_or(f64::NAN, |memory| memory.proportional as f64)
+        self.memory.proportional as f64
     }
 }
 
@@ -208,8 +208,7 @@ fn median_round(cell: &Cell, model: usize) -> &Measured {
 fn row(out: &mut String, cell: &Cell, model: Model, measured: &Measured) {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     let mebibytes = |bytes: fn(&Memory) -> u64| {
-        let bytes = measured.memory.as_ref().map_or(f64::NAN, |memory| bytes(memory) as f64);
-        figure(bytes / f64::from(1 << 20), 1, " MiB")
+        figure(bytes(&measured.memory) as f64 / f64::from(1 << 20), 1, " MiB")
     };
     writeln!(
         out,

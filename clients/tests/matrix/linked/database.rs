@@ -2,13 +2,12 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::place::Place;
 use crate::proof;
-use crate::ticker::{beside_a_ticker, too_late};
+use crate::ticker::{beside_a_ticker, in_time, on_threads};
 
 /// Longer than anything takes that works, on a machine that does a lot besides.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -94,36 +93,17 @@ pub(super) fn hundred<C: Connection>(place: &Place) {
             fiber.join().unwrap();
         }
     });
-    let limit = Duration::from_millis(1500);
-    if took >= limit {
-        let threads = a_hundred_threads::<C>(place);
-        println!("a hundred queries took {took:?}, on threads {threads:?}");
-        if took >= limit.max(threads * 3 / 2) {
-            too_late(&format!("a hundred queries took {took:?}, on threads {threads:?}"));
-        }
-    }
+    in_time("a hundred queries", took, Duration::from_millis(1500), a_hundred_threads::<C>, place);
 }
 
 /// What a hundred threads take for the same on this machine, at this moment.
 fn a_hundred_threads<C: Connection>(place: &Place) -> Duration {
-    let go = Arc::new(Barrier::new(101));
-    let threads: Vec<_> = (0..100)
-        .map(|_| {
-            let (place, go) = (place.clone(), Arc::clone(&go));
-            thread::spawn(move || {
-                let mut connection = C::connect(&place).unwrap();
-                connection.number("select 1").unwrap();
-                go.wait();
-                connection.run(&sleep::<C>(1.0)).unwrap();
-            })
-        })
-        .collect();
-    go.wait();
-    let began = Instant::now();
-    for thread in threads {
-        thread.join().unwrap();
-    }
-    began.elapsed()
+    let ready = |place: &Place| {
+        let mut connection = C::connect(place).unwrap();
+        connection.number("select 1").unwrap();
+        connection
+    };
+    on_threads(place, ready, |mut connection| connection.run(&sleep::<C>(1.0)).unwrap())
 }
 
 /// Two fibers of one thread fight for a row: one has to wait until the other has committed.

@@ -107,6 +107,8 @@ pub(super) fn curl(case: &Case, _: &Place) -> Result<Completion, Failed> {
         Ok(hole) => hole,
         Err(skipped) => return Ok(skipped),
     };
+    // What the first, which is curl by itself, takes on this machine twice over, and the command's start.
+    let mut latest = Duration::from_secs(7);
     for way in WAYS {
         let mut command = command(way, case.program);
         command.args(["-sS", "--max-time", "1", "http://nobody.test/"]);
@@ -119,8 +121,11 @@ pub(super) fn curl(case: &Case, _: &Place) -> Result<Completion, Failed> {
         if run.status.and_then(|status| status.code()) != Some(28) {
             return Err(format!("another status: {said}").into());
         }
-        if !(Duration::from_millis(950)..Duration::from_secs(7)).contains(&took) {
+        if !(Duration::from_millis(950)..latest).contains(&took) {
             return Err(format!("not in time: {said}").into());
+        }
+        if way.is_empty() {
+            latest = took * 2 + Duration::from_secs(2);
         }
         if !own_words(&run.stderr).contains("Resolving timed out") {
             return Err(format!("other words: {said}").into());
