@@ -6,8 +6,9 @@
 //! Each comparison has three servers of the same model: the baseline, the same again, and one that burns so
 //! much CPU time for each request that it costs 5 % more. How much that is, is measured first, last with what
 //! will be burnt: a loop takes longer than it did alone while the load runs on the other thread of its core,
-//! a server that is slower waits less often, and what is short is computed beside something else. Takes four
-//! minutes, and half a minute for each comparison. What the first two cost in each round is written to RECORDING,
+//! a server that is slower waits less often, and what is short is computed beside something else. And one process
+//! costs a little more than the next of the same program for as long as both live, which of ten pairs of them
+//! cancels out. Takes five minutes, and half a minute for each comparison. What the first two cost in each round is written to RECORDING,
 //! a line a round.
 
 use std::fs::File;
@@ -23,8 +24,9 @@ use kapok_lab::compare::{
 /// How much slower the third server is.
 const EFFECT: f64 = 0.05;
 
-/// By so much is the server slowed that tells how much to burn, and the rounds in which it tells.
-const CALIBRATION: [(f64, usize); 3] = [(1.0, 20), (0.25, 60), (EFFECT, 300)];
+/// By so much is the server slowed that tells how much to burn, in how many pairs of processes, and the rounds
+/// in which each tells.
+const CALIBRATION: [(f64, u32, usize); 3] = [(1.0, 1, 20), (0.25, 2, 30), (EFFECT, 10, 30)];
 
 fn server(name: &str, program: &str, model: &str, burn: Duration) -> Contender {
     let burn = burn.as_nanos() as f64 / 1e3;
@@ -95,14 +97,18 @@ fn main() -> io::Result<()> {
     let cost = alone.tables[0].rows[0].cpu_us_per_request.map_or(0.0, |spread| spread.median);
     // What is burnt for all of a cost again, to begin with: as much as that.
     let mut whole = Duration::from_nanos((cost * 1e3) as u64);
-    for (slowed, rounds) in CALIBRATION {
+    for (slowed, pairs, rounds) in CALIBRATION {
         let burn = whole.mul_f64(slowed);
-        let contenders =
-            vec![server("base", &program, &model, none), server("slowed", &program, &model, burn)];
-        let compared = measure(&program, contenders, Rounds::Fixed(rounds))?;
-        let ratio = compared.tables[0].rows[1].cpu_ratio.map_or(1.0, |ratio| ratio.estimate);
+        let mut ratios = Vec::new();
+        for _ in 0..pairs {
+            let slowed = server("slowed", &program, &model, burn);
+            let contenders = vec![server("base", &program, &model, none), slowed];
+            let compared = measure(&program, contenders, Rounds::Fixed(rounds))?;
+            ratios.push(compared.tables[0].rows[1].cpu_ratio.map_or(1.0, |ratio| ratio.estimate));
+        }
+        let ratio = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / f64::from(pairs)).exp();
         println!(
-            "{model}: {cost:.2} µs a request, and with {burn:?} to burn {ratio:.3} times that"
+            "{model}: {cost:.2} µs a request, and with {burn:?} to burn {ratio:.3} times that {ratios:.3?}"
         );
         if ratio <= 1.0 {
             return Err(io::Error::other("the burnt time is not seen: the machine is not quiet"));
