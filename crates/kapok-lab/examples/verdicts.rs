@@ -8,8 +8,8 @@
 //! will be burnt: a loop takes longer than it did alone while the load runs on the other thread of its core,
 //! a server that is slower waits less often, and what is short is computed beside something else. And one process
 //! costs a little more than the next of the same program for as long as both live, which of ten pairs of them
-//! cancels out. Takes five minutes, and half a minute for each comparison. What the first two cost in each round is written to RECORDING,
-//! a line a round.
+//! cancels out. Takes five minutes, and half a minute for each comparison. What the first two cost in each round is
+//! written to RECORDING, a line a round.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -50,7 +50,8 @@ pub(crate) struct ServeOptions {
     /// The directory of the files
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// CPU time to burn for each request, in microseconds, such as 50 or 0.5
+    /// CPU time to burn for each request, in microseconds, such as 50 or 0.5: a loop that is timed as the
+    /// server starts, or once for all servers by who compares them
     #[arg(long, default_value = "0", value_parser = microseconds, value_name = "U")]
     pub(crate) cpu_us: Duration,
     /// Ask this server, any echo server, and wait for its answer before each reply

@@ -18,6 +18,7 @@ use super::network::Namespaces;
 use crate::Stop;
 use crate::child::has_ended;
 use crate::complaints::Complaints;
+use crate::workload::{BURN_RATE, rounds_per_nanosecond};
 
 /// How long a server may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -65,6 +66,8 @@ impl Server {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0);
+        // The same work for all, however fast the machine is when each of them starts.
+        command.env(BURN_RATE, rounds_per_nanosecond().to_string());
         let cores = cores.to_vec();
         // SAFETY: between fork and exec this makes two system calls and touches no memory but its
         // own.
@@ -321,6 +324,17 @@ mod tests {
             fs::remove_file(marker).unwrap();
             assert!(!is_alive(child) && !is_group_alive(first), "{name}: it was left behind");
         }
+    }
+
+    #[test]
+    fn servers_are_told_how_long_a_loop_burns() {
+        let marker = scratch("rate");
+        let script = format!("echo ${BURN_RATE} > \"$1\"");
+        // It ends before it accepts anything.
+        shell(&script, &marker, free_port().unwrap()).unwrap_err();
+        let told: f64 = fs::read_to_string(&marker).unwrap().trim().parse().unwrap();
+        fs::remove_file(marker).unwrap();
+        assert_eq!(told, rounds_per_nanosecond());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use crate::serve::{Protocol, ServeConfig};
 use burn::Burn;
+pub(crate) use burn::{RATE as BURN_RATE, rounds_per_nanosecond};
 pub use echo::Echo;
 pub(crate) use files::{check as check_file, read as read_file};
 pub use http::Http;
