@@ -112,13 +112,33 @@ static SUBJECTS: &[&[&Hook]] = &[
 /// A program that links this crate must call it for another reason too: it names every hook, so that
 /// the linker keeps them all.
 pub fn install() {
-    std::hint::black_box((SUBJECTS, &note::NOTE));
+    std::hint::black_box((SUBJECTS, &note::NOTE, &LOOK_UP));
+    look_up();
     locks::prepare();
     closing::prepare();
     fork::prepare();
     hook::activate();
     signals::prepare();
 }
+
+/// Looks up what comes after the hooks, once: see [`real`].
+extern "C" fn look_up() {
+    static LOOKED_UP: std::sync::Once = std::sync::Once::new();
+    LOOKED_UP.call_once(|| {
+        for hook in hooks() {
+            hook.real();
+        }
+        real::look_up_all();
+        // SAFETY: no conditions. What was not found is no error of the program's.
+        unsafe { libc::dlerror() };
+    });
+}
+
+// SAFETY: the linker gathers such pointers and the loader calls them; the function has the ABI that
+// the loader calls, takes what it passes by ignoring it, and does not unwind.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK_UP: extern "C" fn() = look_up;
 
 /// All hooks, with what they have counted so far.
 ///

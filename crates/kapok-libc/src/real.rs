@@ -1,7 +1,10 @@
 //! Functions of the C library that hooks call by themselves, whoever runs: past our definitions.
+//!
+//! All are looked up when the program begins ([`look_up_all`]). A hook may be called inside malloc(3), by an
+//! allocator that takes a lock, or from a handler of signals, and dlsym(3) is not for there: it waits for
+//! the loader's lock, and frees what an earlier failure of the thread's has left.
 
 use std::ffi::{c_char, c_int, c_uchar, c_void};
-use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::errno;
@@ -32,23 +35,52 @@ pub(crate) fn next_definition(name: &std::ffi::CStr) -> *mut c_void {
     }
 }
 
-/// The next definition of `name` after that of the object we are in.
+/// A function, and where it is once it was looked up.
+struct Place {
+    name: &'static std::ffi::CStr,
+    real: AtomicPtr<c_void>,
+}
+
+/// The next definition of `name` after that of the object we are in, for who comes before [`look_up_all`].
 #[cold]
-fn look_up(name: &'static std::ffi::CStr, place: &AtomicPtr<c_void>) -> *mut c_void {
+fn look_up(place: &Place) -> *mut c_void {
     let before = errno::get();
-    let found = next_definition(name);
+    let found = next_definition(place.name);
     errno::set(before);
     if found.is_null() {
-        eprintln!("kapok: the C library has no {}", name.to_string_lossy());
+        eprintln!("kapok: the C library has no {}", place.name.to_string_lossy());
         std::process::abort();
     }
-    place.store(found, Ordering::Relaxed);
+    place.real.store(found, Ordering::Relaxed);
     found
+}
+
+/// Looks up all of these. Those that this C library has not are missed when they are called.
+pub(crate) fn look_up_all() {
+    let before = errno::get();
+    for place in PLACES {
+        place.real.store(next_definition(place.name), Ordering::Relaxed);
+    }
+    errno::set(before);
 }
 
 macro_rules! real {
     ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $returned:ty;)*) => {
+        static PLACES: &[&Place] = &[$(&$name::PLACE),*];
         $(
+            /// Beside the function of this name.
+            mod $name {
+                pub(super) static PLACE: super::Place = super::Place {
+                    // SAFETY: the one NUL is at the end.
+                    name: unsafe {
+                        std::ffi::CStr::from_bytes_with_nul_unchecked(
+                            concat!(stringify!($name), "\0").as_bytes(),
+                        )
+                    },
+                    real: super::AtomicPtr::new(std::ptr::null_mut()),
+                };
+            }
+
             /// As the C library has it.
             ///
             /// # Safety
@@ -57,16 +89,9 @@ macro_rules! real {
             #[inline]
             #[allow(clippy::too_many_arguments, reason = "as many as the C library's")]
             pub(crate) unsafe fn $name($($argument: $type),*) -> $returned {
-                static REAL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-                const NAME: &std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(
-                    concat!(stringify!($name), "\0").as_bytes(),
-                ) {
-                    Ok(name) => name,
-                    Err(_) => panic!("the one NUL is at the end"),
-                };
-                let mut real = REAL.load(Ordering::Relaxed);
+                let mut real = $name::PLACE.real.load(Ordering::Relaxed);
                 if real.is_null() {
-                    real = look_up(NAME, &REAL);
+                    real = look_up(&$name::PLACE);
                 }
                 type Real = unsafe extern "C-unwind" fn($($type),*) -> $returned;
                 let real = {

@@ -2,7 +2,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -215,7 +216,7 @@ fn jemalloc_serves_fibers_of_two_threads() {
     let places = ["x86_64-linux-gnu", "aarch64-linux-gnu", ""];
     let library = places
         .iter()
-        .map(|place| std::path::Path::new("/usr/lib").join(place).join("libjemalloc.so.2"))
+        .map(|place| Path::new("/usr/lib").join(place).join("libjemalloc.so.2"))
         .find(|path| path.exists());
     let Some(library) = library else {
         crate::skipped::skip("there is no libjemalloc.so.2 (apt-get install libjemalloc2)");
@@ -234,14 +235,25 @@ fn jemalloc_serves_fibers_of_two_threads() {
     assert!(output.status.success(), "{}: {said}", output.status);
 }
 
+/// A shared library that the C compiler makes of this; none without a C compiler.
+fn library(name: &str, source: &str) -> Option<PathBuf> {
+    if Command::new("cc").arg("--version").output().is_err() {
+        crate::skipped::skip("there is no cc");
+        return None;
+    }
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let mut compiler = Command::new("cc");
+    compiler.args(["-x", "c", "-", "-O1", "-shared", "-fPIC", "-o"]).arg(&library);
+    let mut compiler = compiler.stdin(Stdio::piped()).spawn().unwrap();
+    compiler.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
+    assert!(compiler.wait().unwrap().success());
+    Some(library)
+}
+
 /// One with an ordinary mutex, which says nothing of what it is.
 #[test]
 fn an_allocator_of_another_library_blocks_threads() {
-    if Command::new("cc").arg("--version").output().is_err() {
-        crate::skipped::skip("there is no cc");
-        return;
-    }
-    let source = b"#include <pthread.h>\n#include <stddef.h>\n\
+    let source = "#include <pthread.h>\n#include <stddef.h>\n\
         void *__libc_malloc(size_t); void __libc_free(void *);\n\
         static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;\n\
         static volatile int spent;\n\
@@ -250,15 +262,55 @@ fn an_allocator_of_another_library_blocks_threads() {
           void *block = __libc_malloc(size); pthread_mutex_unlock(&mutex); return block; }\n\
         void free(void *block) { pthread_mutex_lock(&mutex); spend();\n\
           __libc_free(block); pthread_mutex_unlock(&mutex); }\n";
-    let library = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("liblocked.so");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-x", "c", "-", "-O1", "-shared", "-fPIC", "-o"]).arg(&library);
-    let mut compiler = compiler.stdin(std::process::Stdio::piped()).spawn().unwrap();
-    compiler.stdin.take().unwrap().write_all(source).unwrap();
-    assert!(compiler.wait().unwrap().success());
+    let Some(library) = library("liblocked.so", source) else { return };
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["under_jemalloc_no_block_is_handed_out_twice", "--nocapture"])
         .env(UNDER_JEMALLOC, "1")
+        .env("LD_PRELOAD", &library)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+}
+
+const UNDER_ONE_THAT_LOCKS_LATE: &str = "KAPOK_TEST_UNDER_ONE_THAT_LOCKS_LATE";
+
+#[test]
+fn under_one_that_locks_late_nothing_is_looked_up() {
+    if std::env::var_os(UNDER_ONE_THAT_LOCKS_LATE).is_none() {
+        return;
+    }
+    // SAFETY: names with NULs; the function takes and returns nothing.
+    unsafe {
+        let lock_from_now_on = libc::dlsym(libc::RTLD_DEFAULT, c"lock_from_now_on".as_ptr());
+        assert!(!lock_from_now_on.is_null());
+        // The next call of dlsym(3) by this thread, whoever makes it, frees what this one leaves.
+        assert!(libc::dlsym(libc::RTLD_DEFAULT, c"there_is_none".as_ptr()).is_null());
+        std::mem::transmute::<*mut libc::c_void, extern "C" fn()>(lock_from_now_on)();
+    }
+    drop(std::hint::black_box(Box::new(1)));
+}
+
+/// jemalloc takes the lock of an arena only when another thread has it, which may be for the first time in
+/// the process: that is no time for its hook to ask dlsym(3) where the C library's function is.
+#[test]
+fn a_hook_that_an_allocator_calls_first_allocates_and_frees_nothing() {
+    let source = "#include <pthread.h>\n#include <stdlib.h>\n#include <unistd.h>\n\
+        void *__libc_malloc(size_t); void __libc_free(void *);\n\
+        static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;\n\
+        static __thread int inside; static volatile int locks;\n\
+        void lock_from_now_on(void) { locks = 1; }\n\
+        static int enter(void) { int with = locks;\n\
+          if (inside++) { write(2, \"malloc inside malloc\\n\", 21); abort(); }\n\
+          if (with) pthread_rwlock_wrlock(&lock); return with; }\n\
+        static void leave(int with) { if (with) pthread_rwlock_unlock(&lock); inside--; }\n\
+        void *malloc(size_t size) { int with = enter();\n\
+          void *block = __libc_malloc(size); leave(with); return block; }\n\
+        void free(void *block) { int with = enter(); __libc_free(block); leave(with); }\n";
+    let Some(library) = library("liblate.so", source) else { return };
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["under_one_that_locks_late_nothing_is_looked_up", "--nocapture"])
+        .env(UNDER_ONE_THAT_LOCKS_LATE, "1")
         .env("LD_PRELOAD", &library)
         .output()
         .unwrap();
