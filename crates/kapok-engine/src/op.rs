@@ -28,7 +28,8 @@ pub const MAX_TRANSFER: usize = 0x7fff_f000;
 /// └────────────────┴────────────────┘
 /// ```
 ///
-/// Generation `u32::MAX` is the engines' own (their bell, their cancels): submitters never use it.
+/// Generation `u32::MAX` is the engines' own (their bell, their cancels): submitters never use it. Slots
+/// have indices below 2³⁰ - 2.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(u64);
 

@@ -21,7 +21,7 @@ use std::io;
 use linux_raw_sys::io_uring as uapi;
 
 use super::ring::Sqe;
-use super::{FOLLOWERS, Form, NO_DESCRIPTOR, Pending, Uring, encode};
+use super::{FOLLOWERS, Form, NO_DESCRIPTOR, Pending, Uring, cancel, encode};
 use crate::entry::{BUFFER_SELECT, Entry, HARD_LINK, LINK, abi};
 use crate::op::{Completion, Key, Op, Submitted};
 use crate::sys;
@@ -84,7 +84,7 @@ pub(super) fn follower(key: Key) -> Key {
 
 /// The slot of the operation that this one follows.
 pub(super) fn followed(key: Key) -> Option<u32> {
-    key.index().checked_sub(FOLLOWERS)
+    key.index().checked_sub(FOLLOWERS).filter(|&index| (index as usize) < cancel::MOST_SLOTS)
 }
 
 /// Notes that what follows has landed. What there is to tell then.
@@ -131,8 +131,8 @@ impl Uring {
     /// [`submit`](crate::Engine::submit) lands with at once, `EINVAL` and `EOPNOTSUPP`, for an entry
     /// that an engine cannot have. Nothing is submitted then.
     ///
-    /// Cancel the entry that runs. The kernel does not find one that has not begun: such a cancel is
-    /// lost, and the entry begins in its turn.
+    /// The kernel does not find an entry that has not begun: a cancel of one is asked for again until it
+    /// has, after a millisecond at first, after an eighth of a second at last.
     ///
     /// # Safety
     ///

@@ -26,6 +26,7 @@
 //! [`Op::Read`] land `-EAGAIN` instead of 0: the kernel takes the one for a wish not to wait. Whoever
 //! has the operation still at hand asks [`sys::outcome_of_refused`].
 
+mod cancel;
 mod drain;
 mod encode;
 mod entries;
@@ -54,12 +55,14 @@ use crate::op::{Completion, Completions, Key, Op, Submitted, Wait};
 use crate::stats::EngineStats;
 use crate::sys;
 use crate::timers::Timers;
+use cancel::Missed;
 use ring::{Ring, Sqe};
 
 /// The engine's own keys.
 const BELL: Key = Key::new(0, Key::RESERVED_GENERATION);
 const CANCEL: Key = Key::new(1, Key::RESERVED_GENERATION);
-/// From here on they are what follows the operations of slots: see `entries`.
+/// From here on they are what follows the operations of slots, see `entries`, and then their cancels: see
+/// `cancel`.
 const FOLLOWERS: u32 = 2;
 
 /// `MSG_DONTWAIT` asks for the operation's failure rather than for its wait.
@@ -83,6 +86,8 @@ struct Pending {
     /// `IORING_OP_*`: what is said of it if the ring dies.
     opcode: u8,
     form: Form,
+    /// How often the kernel was asked to end it.
+    cancels: u8,
     /// What it came to, while its file is being let go of.
     res: i32,
 }
@@ -133,6 +138,7 @@ pub struct Uring {
     groups: Vec<Rc<Buffers>>,
     /// The bell's poll has ended and must be armed again.
     bell_disarmed: bool,
+    missed: Missed,
     pooled_buffer_bytes: u32,
     buffers: Pool,
 }
@@ -170,6 +176,7 @@ impl Uring {
             entries: Vec::new(),
             groups: Vec::new(),
             bell_disarmed: true,
+            missed: Missed::default(),
             pooled_buffer_bytes,
             buffers: Pool::NotMade,
         };
@@ -263,11 +270,24 @@ impl Uring {
     fn note(&mut self, key: Key, fd: RawFd, opcode: u8, form: Form) {
         let index = key.index() as usize;
         if index >= self.pending.len() {
-            let form = Form::Op;
-            let none = Pending { generation: 0, fd: NO_DESCRIPTOR, opcode: 0, form, res: 0 };
-            self.pending.resize((index + 1).next_power_of_two(), none);
+            self.make_slots(index);
         }
-        self.pending[index] = Pending { generation: key.generation(), fd, opcode, form, res: 0 };
+        let generation = key.generation();
+        self.pending[index] = Pending { generation, fd, opcode, form, cancels: 0, res: 0 };
+    }
+
+    #[cold]
+    fn make_slots(&mut self, index: usize) {
+        assert!(index < cancel::MOST_SLOTS, "slot {index} is beyond the keys that there are");
+        let none = Pending {
+            generation: 0,
+            fd: NO_DESCRIPTOR,
+            opcode: 0,
+            form: Form::Op,
+            cancels: 0,
+            res: 0,
+        };
+        self.pending.resize((index + 1).next_power_of_two(), none);
     }
 
     fn take_landed(&mut self, out: &mut Completions) {
@@ -282,7 +302,7 @@ impl Uring {
 
     #[inline]
     fn reap(&mut self, out: &mut Completions) {
-        let Uring { ring, in_kernel, pending, bell, bell_disarmed, buffers, .. } = self;
+        let Uring { ring, in_kernel, pending, bell, bell_disarmed, buffers, missed, .. } = self;
         ring.reap(|cqe| {
             let key = Key::from_bits(cqe.user_data);
             let mut completion = Completion { key, res: cqe.res, flags: cqe.flags };
@@ -293,6 +313,11 @@ impl Uring {
                     *bell_disarmed |= completion.is_terminal();
                 } else if key.is_message() {
                     out.push(completion);
+                } else if let Some(index) = cancel::cancelled(key) {
+                    let pending = pending[index as usize];
+                    if cqe.res < 0 && pending.may_be_cancelled() {
+                        missed.note(index, pending.cancels);
+                    }
                 } else if let Some(index) = entries::followed(key) {
                     let over = entries::let_go(&mut pending[index as usize], index);
                     *in_kernel -= usize::from(over.is_some());
@@ -356,8 +381,7 @@ impl Uring {
             .map(|(index, pending)| Key::new(index, pending.generation))
             .collect();
         for &key in &keys {
-            // SAFETY: a cancel names no memory.
-            unsafe { self.push(encode::cancel(CANCEL, key)) };
+            self.ask_for_cancel(key);
         }
         if !keys.is_empty() {
             self.hurry();
@@ -424,17 +448,7 @@ impl Engine for Uring {
     }
 
     fn cancel(&mut self, key: Key) {
-        if self.timers.remove(key) {
-            self.landed.push(Completion { key, res: -libc::ECANCELED, flags: 0 });
-        } else if self.withdraw(key) {
-            self.in_kernel -= 1;
-            self.pending[key.index() as usize].fd = NO_DESCRIPTOR;
-            self.landed.push(Completion { key, res: -libc::ECANCELED, flags: 0 });
-        } else {
-            // SAFETY: a cancel names no memory.
-            unsafe { self.push(encode::cancel(CANCEL, key)) };
-            self.hurry();
-        }
+        self.cancel_operation(key);
     }
 
     fn disarm(&mut self, key: Key) -> bool {
@@ -443,6 +457,9 @@ impl Engine for Uring {
 
     fn turn(&mut self, wait: Wait, out: &mut Completions) -> io::Result<()> {
         let before = out.len();
+        if self.missed.at().is_some() {
+            self.ask_again();
+        }
         self.refill();
         self.take_landed(out);
         self.reap(out);
@@ -568,10 +585,11 @@ impl Uring {
         self.ring.announce(wanted);
     }
 
-    /// When the next timer is due, if there is one. A turn that waits ends by then.
+    /// When a turn has something to do, if nothing lands before: the next timer is due. A turn that waits ends by
+    /// then.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.timers.next_deadline()
+        earlier(self.timers.next_deadline(), self.missed.at())
     }
 
     /// For the engine that takes this one's place.
@@ -579,14 +597,17 @@ impl Uring {
         self.pooled_buffer_bytes
     }
 
-    /// How long a turn may wait: what the caller says, and not beyond the next timer.
+    /// How long a turn may wait: what the caller says, and not beyond what is due.
     fn limit(&self, wait: Wait) -> Option<Duration> {
-        let deadline = match wait {
-            Wait::Until(instant) => {
-                Some(self.timers.next_deadline().map_or(instant, |timer| timer.min(instant)))
-            }
-            _ => self.timers.next_deadline(),
+        let until = match wait {
+            Wait::Until(instant) => Some(instant),
+            _ => None,
         };
+        let deadline = earlier(self.next_deadline(), until);
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }

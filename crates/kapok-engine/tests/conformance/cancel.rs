@@ -1,7 +1,7 @@
 //! Cancel is a hint: at every stage, and in a race with what it cancels.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kapok_engine::{Engine as _, Key, Kind, Op, Readiness, Wait};
@@ -26,6 +26,7 @@ conformance! {
     cancelled_and_submitted_again,
     send_cancelled_in_the_middle,
     nothing_is_lost_in_step,
+    while_others_take_what_comes,
     no_byte_is_lost_in_a_race,
     no_datagram_is_lost_in_a_race,
     no_connection_is_lost_in_a_race,
@@ -307,6 +308,65 @@ fn nothing_is_lost_in_step(kind: Kind) {
 }
 
 /// Whatever the outcome of each race between arrival and cancel: all bytes come, in order.
+/// The descriptor gets ready as the operation begins to wait, and the cancel comes before it is tried again,
+/// in vain: what was there has gone elsewhere. `IO_APOLL_READY` of the kernel's `io_uring/poll.c`, for which
+/// others have to stand in the way: an enter does twenty pieces of work.
+fn while_others_take_what_comes(kind: Kind) {
+    const OTHERS: usize = 40;
+    if is_simulated() {
+        return; // Nothing is taken there while an operation begins.
+    }
+    let mut driver = Driver::new(kind);
+    let ((a, b), (watched, bell)) = (unix_pair(), unix_pair());
+    let (mine, ours) = (a.fd(), watched.fd());
+    let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let rounds = 10_000 * scale();
+    let taker = std::thread::spawn({
+        let (begun, ended) = (Arc::clone(&begun), Arc::clone(&ended));
+        move || {
+            for round in 1..=rounds {
+                while begun.load(Ordering::SeqCst) < round {
+                    std::thread::yield_now();
+                }
+                put(bell.fd(), b"x");
+                for _ in 0..round % 8 {
+                    put(b.fd(), b"x");
+                    let _ = raw_recv(mine, 8);
+                }
+                let _ = raw_recv(ours, 8);
+                ended.store(round, Ordering::SeqCst);
+            }
+        }
+    });
+    let mut others = Vec::new();
+    for round in 1..=rounds {
+        doing(format_args!("round {round} of {rounds}"));
+        others.retain(|&key| driver.take(key).is_none());
+        while others.len() < OTHERS {
+            others.push(driver.poll(ours, Readiness::READABLE));
+        }
+        driver.turn(Wait::No);
+        begun.store(round, Ordering::SeqCst);
+        for _ in 0..round % 400 {
+            std::hint::spin_loop();
+        }
+        let recv = driver.recv(mine, 64);
+        driver.turn(Wait::No);
+        driver.cancel(recv);
+        while ended.load(Ordering::SeqCst) < round {
+            driver.turn(Wait::No);
+            std::thread::yield_now();
+        }
+        // Nothing comes any more.
+        let landed = driver.wait_for(recv);
+        assert!(landed.was_cancelled() || landed.ok() > 0);
+    }
+    taker.join().unwrap();
+    for key in others {
+        driver.cancel_and_wait(key);
+    }
+}
+
 fn no_byte_is_lost_in_a_race(kind: Kind) {
     for (transport, ownership) in [
         (Transport::Tcp, Ownership::Owned),

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use kapok_engine::entry::Entry;
 use kapok_engine::uring::Link;
@@ -140,6 +141,29 @@ fn one_that_is_cancelled_takes_the_rest_with_it_and_nothing_else() {
         assert_eq!(landed, [CANCELED; 3]);
         assert_eq!(place.last(after), 0);
     }
+    place.settled();
+}
+
+#[test]
+fn one_that_is_cancelled_before_it_begins_ends_as_it_begins() {
+    let Some(mut place) = Place::ring() else { return };
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let (quiet, _peer) = UnixStream::pair().unwrap();
+    let mut bytes = [0; 2];
+    let receive = |end: &UnixStream, byte: &mut u8| Entry::recv(end.as_raw_fd(), byte, 1, 0);
+    let [first, second] = &mut bytes;
+    let chain = [receive(&near, first), receive(&quiet, second), Entry::nop()];
+    let keys = place.start_chain(&chain, Link::OnSuccess).unwrap();
+    place.turn(Wait::No);
+    place.cancel(keys[1]);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(20) {
+        place.turn(Wait::Until(began + Duration::from_millis(20)));
+    }
+    assert!(keys.iter().all(|&key| place.taken(key).is_none()));
+    far.write_all(b"x").unwrap();
+    let landed: Vec<i32> = keys.into_iter().map(|key| place.last(key)).collect();
+    assert_eq!(landed, [1, CANCELED, CANCELED]);
     place.settled();
 }
 
