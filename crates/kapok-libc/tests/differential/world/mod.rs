@@ -19,6 +19,7 @@ pub(crate) const SLOTS: usize = 14;
 const TCP: [usize; 2] = [2, 3];
 const UDP: [usize; 2] = [6, 7];
 const EVENT: usize = 10;
+const FILE: usize = 11;
 const LISTENER: usize = 12;
 /// A number that is not open.
 const CLOSED: usize = 13;
@@ -76,6 +77,8 @@ pub(crate) struct World {
     address: libc::sockaddr_in,
     /// Bytes that each TCP socket has been sent and has not received.
     lying: [usize; SLOTS],
+    /// The file's bytes may lie in a socket or pipe without having been copied.
+    lent: bool,
     /// Connections that wait to be accepted, and those that were made.
     backlog: usize,
     others: Vec<RawFd>,
@@ -109,7 +112,7 @@ impl World {
         [fds[8], fds[9]] = pipe;
         // SAFETY: no memory.
         fds[EVENT] = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
-        fds[11] = file();
+        fds[FILE] = file();
         let (listener, address) = bound(libc::SOCK_STREAM);
         // SAFETY: no memory.
         assert_eq!(unsafe { libc::listen(listener, 64) }, 0);
@@ -147,7 +150,17 @@ impl World {
             epoll
         };
         let others = Vec::new();
-        World { fds, epoll, address, lying: [0; SLOTS], backlog: 0, others, next_byte: 0, ways: 0 }
+        World {
+            fds,
+            epoll,
+            address,
+            lying: [0; SLOTS],
+            lent: false,
+            backlog: 0,
+            others,
+            next_byte: 0,
+            ways: 0,
+        }
     }
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {
@@ -159,7 +172,12 @@ impl World {
             .collect()
     }
 
+    /// Not in a file that was sent: sendfile(2) leaves it to the caller that it stays as it is until it was
+    /// received, and who receives it otherwise may get what was written later.
     fn has_room(&self, slot: usize, len: usize) -> bool {
+        if slot == FILE && self.lent {
+            return false;
+        }
         let Some(peer) = self.tcp_peer(slot) else { return true };
         self.lying[peer] + len < TCP_ROOM
     }
@@ -357,10 +375,12 @@ impl World {
                     return Outcome::default();
                 }
                 // SAFETY: no memory.
-                outcome(|| unsafe {
+                let moved = outcome(|| unsafe {
                     let flags = libc::SPLICE_F_NONBLOCK;
                     libc::splice(fds[from], null_mut(), fds[out], null_mut(), 100, flags) as i64
-                })
+                });
+                self.lent |= from == FILE && moved.result > 0;
+                moved
             }
             Command::SendFile(out, from) => {
                 if !self.has_room(out, 1000) {
@@ -370,6 +390,7 @@ impl World {
                 let sent =
                     outcome(|| unsafe { names::sendfile(way, fds[out], fds[from], 1000) as i64 });
                 self.settle(out, sent.result);
+                self.lent |= from == FILE && sent.result > 0;
                 sent
             }
             Command::Renew(slot) => self.renew(slot),
@@ -450,9 +471,10 @@ impl World {
 
     /// Closes a number and opens something else under it.
     fn renew(&mut self, slot: usize) -> Outcome {
-        if slot != 11 {
+        if slot != FILE {
             return Outcome::default();
         }
+        self.lent = false;
         let fresh = file();
         // SAFETY: numbers of ours.
         let done = outcome(|| unsafe { i64::from(libc::dup2(fresh, self.fds[slot])) });

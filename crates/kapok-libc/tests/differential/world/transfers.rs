@@ -193,6 +193,9 @@ impl World {
 
     pub(super) fn pwrite(&mut self, slot: usize, len: usize, offset: i64) -> Outcome {
         let (fd, way) = (self.fds[slot], self.ways);
+        if !self.has_room(slot, len) {
+            return Outcome::default();
+        }
         let bytes = self.bytes(len);
         // SAFETY: bytes that are there.
         outcome(|| unsafe {
