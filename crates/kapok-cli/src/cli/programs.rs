@@ -39,6 +39,10 @@ pub(crate) struct ObserveOptions {
     /// costs the process two to three times as much
     #[arg(long)]
     pub(crate) detail: bool,
+    /// Count every call, whatever it costs the process: by itself, where that would be more than a few per cent
+    /// of its CPU time, calls are counted for a part of the time, and what is said is an estimate
+    #[arg(long)]
+    pub(crate) exact: bool,
     /// Follow the next connection that is accepted: accept, register, wait, read, write
     #[arg(long)]
     pub(crate) trace: bool,

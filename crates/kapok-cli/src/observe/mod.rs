@@ -33,7 +33,11 @@ pub(crate) fn run(options: &ObserveOptions) -> io::Result<ExitCode> {
         return trace::run(options, &stop);
     }
     let (started, (mut observer, first)) = begin(options, |pid| {
-        let depth = if options.detail { Depth::Everything } else { Depth::Counts };
+        let depth = match (options.detail, options.exact) {
+            (true, _) => Depth::Everything,
+            (false, true) => Depth::Counts,
+            (false, false) => Depth::Sparing,
+        };
         let mut observer = Observer::of(pid, depth)?;
         // A program that is started for it has done nothing yet.
         let first = observer.sample()?;
