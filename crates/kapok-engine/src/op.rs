@@ -546,7 +546,8 @@ impl Completion {
     }
 }
 
-/// How long a turn may wait for the first completion. Timers of the engine end it in any case.
+/// How long a turn may wait for the first completion. Timers of the engine end it in any case, and what else it
+/// has to do by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wait {
     /// Not at all: take what is there.

@@ -22,8 +22,8 @@ impl Entry {
 
     /// Asks for `target` to end soon: lands with 0, with `-ENOENT`, or with `-EALREADY` if it can no
     /// longer be stopped. `flags` are `IORING_ASYNC_CANCEL_*`; with `IORING_ASYNC_CANCEL_ALL` (1) it
-    /// lands with how many were found. [`Engine::cancel`](crate::Engine::cancel) does the same and
-    /// lands nothing.
+    /// lands with how many were found. [`Engine::cancel`](crate::Engine::cancel) does the same,
+    /// again if the kernel has missed it, and lands nothing.
     pub fn cancel(target: Key, flags: u32) -> Entry {
         Entry { op_flags: flags, ..Entry::new(abi::ASYNC_CANCEL, -1, target.bits(), 0, 0) }
     }

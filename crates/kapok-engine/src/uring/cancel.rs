@@ -4,13 +4,14 @@
 //! for. An operation whose descriptor gets ready as it begins to wait is in neither place until it has been
 //! tried again (`IO_APOLL_READY` in the kernel's `io_uring/poll.c`). A cancel that comes then is answered as
 //! if there were nothing, and the operation, if somebody else has taken what was there, waits on without
-//! end. The same goes for an entry of a chain that has not begun. So a cancel lands under a key that says
-//! whose it was; and if it found nothing, and its operation is still there after a while, it is asked for
-//! again.
+//! end. The same goes for an entry of a chain that has not begun, and may go for one that a worker carries out
+//! (`EALREADY`). So a cancel lands under a key that says whose it was; and if it has failed, and its operation
+//! is still there after a while, it is asked for again.
 
 use std::time::{Duration, Instant};
 
 use super::{FOLLOWERS, Form, NO_DESCRIPTOR, Pending, Uring, earlier, encode};
+use crate::entry::abi;
 use crate::op::{Completion, Key};
 
 /// From here on the engine's keys are those of cancels. Slots have lower indices.
@@ -20,9 +21,12 @@ const CANCELS: u32 = 1 << 30;
 pub(super) const MOST_SLOTS: usize = (CANCELS - FOLLOWERS) as usize;
 
 /// After how long a cancel is asked for again, and how often that doubles: what cannot be cancelled, a read
-/// that its device has, is to cost little.
+/// that its device has, is to cost little. What is due is looked for no more often than the first.
 const AGAIN: Duration = Duration::from_millis(1);
 const DOUBLED: u8 = 7;
+
+/// In the place of a count of cancels: there is nothing left that one could end.
+const NOTHING_LEFT: u8 = u8::MAX;
 
 /// The key under which a cancel of this operation lands.
 pub(super) fn key_of(target: Key) -> Key {
@@ -38,43 +42,69 @@ pub(super) fn cancelled(key: Key) -> Option<u32> {
 /// The slots whose operations the kernel has not found, and when they are asked for again.
 #[derive(Default)]
 pub(super) struct Missed {
-    slots: Vec<(u32, Instant)>,
-    /// The earliest.
+    pub(super) slots: Vec<(u32, Instant)>,
+    /// Those whose time has come, while they are asked for.
+    due: Vec<u32>,
+    /// When it is looked which these are.
     at: Option<Instant>,
 }
 
 impl Missed {
-    /// Notes one that was asked for so often.
-    #[cold]
-    pub(super) fn note(&mut self, index: u32, asked: u8) {
-        let doubled = asked.saturating_sub(1).min(DOUBLED);
-        let at = Instant::now() + AGAIN * (1 << doubled);
-        self.slots.push((index, at));
-        self.at = earlier(self.at, Some(at));
-    }
-
     #[inline]
     pub(super) fn at(&self) -> Option<Instant> {
         self.at
     }
 
-    /// Takes one out whose time has come.
-    fn take_due(&mut self, now: Instant) -> Option<u32> {
-        let due = self.slots.iter().position(|&(_, at)| at <= now)?;
-        Some(self.slots.swap_remove(due).0)
+    fn take_due(&mut self, now: Instant) -> Vec<u32> {
+        let Missed { slots, due, at } = self;
+        *at = None;
+        slots.retain(|&(index, then)| {
+            let is_due = then <= now;
+            if is_due {
+                due.push(index);
+            } else {
+                *at = earlier(*at, Some(then.max(now + AGAIN)));
+            }
+            !is_due
+        });
+        std::mem::take(due)
     }
 }
 
 impl Pending {
     /// Whether the kernel has it, as far as is known.
-    pub(super) fn may_be_cancelled(&self) -> bool {
-        self.fd != NO_DESCRIPTOR && self.form != Form::LettingGo
+    fn may_be_cancelled(&self) -> bool {
+        self.fd != NO_DESCRIPTOR && self.form != Form::LettingGo && self.cancels != NOTHING_LEFT
+    }
+
+    /// It has landed, but not for the last time. The kernel still has the bytes of a send that did not copy them,
+    /// until others have them, and no cancel ends that.
+    #[inline]
+    pub(super) fn has_landed_once(&mut self) {
+        if matches!(self.opcode, abi::SEND_ZC | abi::SENDMSG_ZC) {
+            self.cancels = NOTHING_LEFT;
+        }
+    }
+
+    /// A cancel has failed: notes that, unless nobody cares any more, or it is noted already.
+    #[cold]
+    pub(super) fn was_missed(&mut self, index: u32, missed: &mut Missed) {
+        if self.cancels == 0 || self.is_missed || !self.may_be_cancelled() {
+            return;
+        }
+        self.is_missed = true;
+        let at = Instant::now() + AGAIN * (1 << (self.cancels - 1).min(DOUBLED));
+        missed.slots.push((index, at));
+        missed.at = earlier(missed.at, Some(at));
     }
 }
 
 impl Uring {
     /// [`Engine::cancel`](crate::Engine::cancel).
     pub(super) fn cancel_operation(&mut self, key: Key) {
+        if key.is_reserved() {
+            return;
+        }
         let is_over_at_once = if self.timers.remove(key) {
             true
         } else if self.withdraw(key) {
@@ -98,7 +128,7 @@ impl Uring {
             .get_mut(key.index() as usize)
             .filter(|pending| pending.generation == key.generation() && pending.may_be_cancelled());
         let Some(pending) = pending else { return false };
-        pending.cancels = pending.cancels.saturating_add(1);
+        pending.cancels = pending.cancels.max(1);
         // SAFETY: a cancel names no memory.
         unsafe { self.push(encode::cancel(key_of(key), key)) };
         true
@@ -111,13 +141,16 @@ impl Uring {
         if self.missed.at.is_none_or(|at| now < at) {
             return;
         }
-        while let Some(index) = self.missed.take_due(now) {
-            let pending = self.pending[index as usize];
+        let mut due = self.missed.take_due(now);
+        for index in due.drain(..) {
+            let pending = &mut self.pending[index as usize];
             // Not if it is another's since.
-            if pending.cancels > 0 {
-                self.ask_for_cancel(Key::new(index, pending.generation));
+            if std::mem::take(&mut pending.is_missed) && pending.may_be_cancelled() {
+                pending.cancels = pending.cancels.saturating_add(1).min(NOTHING_LEFT - 1);
+                let key = Key::new(index, pending.generation);
+                self.ask_for_cancel(key);
             }
         }
-        self.missed.at = self.missed.slots.iter().map(|&(_, at)| at).min();
+        self.missed.due = due;
     }
 }

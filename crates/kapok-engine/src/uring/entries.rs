@@ -125,14 +125,15 @@ impl Uring {
 
     /// Submits entries of which each begins when the one before it is over. Every key lands.
     ///
+    /// The kernel does not find an entry that has not begun: a cancel of one is asked for again until it has landed,
+    /// after a millisecond at first, and each time after twice as long, up to an eighth of a second. It ends if it
+    /// has begun and not landed by then.
+    ///
     /// # Errors
     ///
     /// `InvalidInput` if there is none, or more than the submission queue holds; what
     /// [`submit`](crate::Engine::submit) lands with at once, `EINVAL` and `EOPNOTSUPP`, for an entry
     /// that an engine cannot have. Nothing is submitted then.
-    ///
-    /// The kernel does not find an entry that has not begun: a cancel of one is asked for again until it
-    /// has, after a millisecond at first, after an eighth of a second at last.
     ///
     /// # Safety
     ///
@@ -204,8 +205,8 @@ impl Uring {
     }
 
     fn note_entry(&mut self, key: Key, entry: *const Entry, sqe: &Sqe, form: Form) {
-        self.in_kernel += 1;
         self.note(key, sqe.descriptor(), sqe.opcode, form);
+        self.in_kernel += 1;
         let index = key.index() as usize;
         if index >= self.entries.len() {
             self.entries.resize((index + 1).next_power_of_two(), std::ptr::null());

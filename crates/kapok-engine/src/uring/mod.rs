@@ -86,8 +86,10 @@ struct Pending {
     /// `IORING_OP_*`: what is said of it if the ring dies.
     opcode: u8,
     form: Form,
-    /// How often the kernel was asked to end it.
+    /// How often the kernel was asked to end it: see `cancel`.
     cancels: u8,
+    /// It is noted that the kernel has missed that.
+    is_missed: bool,
     /// What it came to, while its file is being let go of.
     res: i32,
 }
@@ -273,7 +275,8 @@ impl Uring {
             self.make_slots(index);
         }
         let generation = key.generation();
-        self.pending[index] = Pending { generation, fd, opcode, form, cancels: 0, res: 0 };
+        self.pending[index] =
+            Pending { generation, fd, opcode, form, cancels: 0, is_missed: false, res: 0 };
     }
 
     #[cold]
@@ -285,9 +288,11 @@ impl Uring {
             opcode: 0,
             form: Form::Op,
             cancels: 0,
+            is_missed: false,
             res: 0,
         };
-        self.pending.resize((index + 1).next_power_of_two(), none);
+        let slots = (index + 1).next_power_of_two().min(cancel::MOST_SLOTS);
+        self.pending.resize(slots, none);
     }
 
     fn take_landed(&mut self, out: &mut Completions) {
@@ -314,9 +319,9 @@ impl Uring {
                 } else if key.is_message() {
                     out.push(completion);
                 } else if let Some(index) = cancel::cancelled(key) {
-                    let pending = pending[index as usize];
-                    if cqe.res < 0 && pending.may_be_cancelled() {
-                        missed.note(index, pending.cancels);
+                    let pending = pending.get_mut(index as usize).filter(|_| cqe.res < 0);
+                    if let Some(pending) = pending {
+                        pending.was_missed(index, missed);
                     }
                 } else if let Some(index) = entries::followed(key) {
                     let over = entries::let_go(&mut pending[index as usize], index);
@@ -343,6 +348,8 @@ impl Uring {
                 }
                 *in_kernel -= 1;
                 pending.fd = NO_DESCRIPTOR;
+            } else {
+                pending[key.index() as usize].has_landed_once();
             }
             out.push(completion);
         });
@@ -432,15 +439,16 @@ impl Engine for Uring {
         if poll_first {
             sqe.ioprio |= linux_raw_sys::io_uring::IORING_RECVSEND_POLL_FIRST as u16;
         }
-        self.in_kernel += 1;
         // A futex wait has flags in the place of a descriptor.
-        let fd = if let Op::FutexWait { .. } = op { -1 } else { sqe.fd };
+        let fd = if let Op::FutexWait { .. } = op { -1 } else { sqe.fd.max(-1) };
         if entries::may_have_a_worker(&op) && self.ring.capacity() > 1 {
             self.note(key, fd, sqe.opcode, Form::Holding);
+            self.in_kernel += 1;
             // SAFETY: by the caller.
             unsafe { self.push_to_let_go(sqe) };
         } else {
             self.note(key, fd, sqe.opcode, Form::Op);
+            self.in_kernel += 1;
             // SAFETY: by the caller.
             unsafe { self.push(sqe) };
         }
@@ -567,8 +575,8 @@ impl Uring {
 
     /// Takes an eventfd(2) for who waits elsewhere than in a turn: while that is [asked for](Uring::announce) it is
     /// written to whenever something has landed, or a turn would have it land (`IORING_REGISTER_EVENTFD`). The
-    /// ring's own descriptor does not tell of what a turn has yet to do (`IORING_SETUP_DEFER_TASKRUN`). Of timers
-    /// there is only [`next_deadline`](Uring::next_deadline). One that was registered before is given up.
+    /// ring's own descriptor does not tell of what a turn has yet to do (`IORING_SETUP_DEFER_TASKRUN`). Of timers,
+    /// and of cancels that are to be asked for again, there is only [`next_deadline`](Uring::next_deadline). One that was registered before is given up.
     ///
     /// The kernel may fall silent: from 6.11 on where what lands was itself announced by a write to an eventfd. Who
     /// finds something that was not announced registers it again.
@@ -585,8 +593,8 @@ impl Uring {
         self.ring.announce(wanted);
     }
 
-    /// When a turn has something to do, if nothing lands before: the next timer is due. A turn that waits ends by
-    /// then.
+    /// When a turn has something to do, if nothing lands before: the next timer is due, or a cancel that the kernel
+    /// has missed is asked for again. A turn that waits ends by then.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         earlier(self.timers.next_deadline(), self.missed.at())

@@ -60,3 +60,35 @@ fn a_ring_of_one_entry_writes_too() {
     assert!(out.iter().all(|completion| completion.res == 5));
     assert_eq!((out.len(), file.metadata().unwrap().len()), (4, 20));
 }
+
+/// What is left of a send that did not copy is others' to end; and nobody cancels the engine's own.
+#[test]
+fn what_no_cancel_ends_is_not_asked_for() {
+    let Ok(mut engine) = Uring::new(8, 16, 4096) else { return };
+    turns(&mut engine, 1);
+    let (sent, other) = (Key::new(3, 1), Key::new(4, 1));
+    for (key, opcode) in [(sent, crate::entry::abi::SEND_ZC), (other, crate::entry::abi::RECV)] {
+        engine.note(key, -1, opcode, Form::Entry);
+        engine.pending[key.index() as usize].has_landed_once();
+    }
+    for key in [sent, BELL, CANCEL, cancel::key_of(other), entries::follower(other)] {
+        engine.cancel(key);
+        assert_eq!(engine.ring.unsubmitted(), 0, "{key:?}");
+    }
+    engine.cancel(other);
+    assert_eq!(engine.ring.unsubmitted(), 1);
+    // The kernel finds none. Asked for again, and again, and only once each time.
+    engine.cancel(other);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(40) {
+        assert_eq!(turns(&mut engine, 1), []);
+        assert!(engine.missed.slots.len() <= 1);
+    }
+    let cancels = engine.pending[4].cancels;
+    assert!((2..8).contains(&cancels), "{cancels}");
+    // Nor when it is over.
+    engine.pending[4].fd = NO_DESCRIPTOR;
+    std::thread::sleep(Duration::from_millis(130));
+    turns(&mut engine, 3);
+    assert_eq!((engine.pending[4].cancels, engine.missed.at()), (cancels, None));
+}

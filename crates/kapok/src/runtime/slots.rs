@@ -10,6 +10,9 @@ use crate::fiber::Fiber;
 
 const NO_SLOT: u32 = u32::MAX;
 
+/// Slots that there are keys for.
+const MOST: u32 = (1 << 30) - 2;
+
 /// Who waits for a key to land.
 pub(crate) enum Waiter {
     /// The fiber that lent the operation's memory. It is suspended until the landing.
@@ -64,7 +67,7 @@ impl Slots {
             }
             None => {
                 let index = self.slots.len() as u32;
-                assert!(index != NO_SLOT, "4,294,967,295 operations in flight");
+                assert!(index < MOST, "a billion operations in flight");
                 self.slots.push(Slot { generation: 0, waiter });
                 Key::new(index, 0)
             }
