@@ -7,7 +7,7 @@ use crate::place::{Place, Which};
 const PYTHON: &str = "/usr/bin/python3";
 const RUBY: &str = "/usr/bin/ruby";
 
-pub(crate) static CASES: [Case; 16] = [
+pub(crate) static CASES: [Case; 17] = [
     Case {
         name: "psql",
         title: "psql",
@@ -87,6 +87,16 @@ pub(crate) static CASES: [Case; 16] = [
         package: "python3",
         present: &["-c", "import socket, threading"],
         how: How::Specially(unanswered::python),
+    },
+    Case {
+        name: "cpython",
+        title: "CPython's own tests of sockets",
+        server: Which::Nothing,
+        remark: "`test_socket`, `test_select`, `test_poll`, `test_epoll`, `test_selectors`.",
+        program: PYTHON,
+        package: "libpython3.11-testsuite",
+        present: &["-c", "import test.test_socket"],
+        how: How::Alike(|_| vec![step(&["-c", include_str!("cpython.py")], "", true, all)]),
     },
     Case {
         name: "psycopg2",
