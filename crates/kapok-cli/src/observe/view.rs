@@ -68,10 +68,9 @@ pub(crate) fn summary(report: &Report, colours: bool) -> Vec<String> {
 /// For how much of the time there was counting, if not for all of it.
 fn for_a_part(report: &Report) -> String {
     match report.counted_share {
-        Some(share) if share < 0.9995 => format!(
-            " (estimates: counted for {:.0} % of the time, to take less of the process; --exact counts all)",
-            share * 100.0
-        ),
+        Some(share) if share < 0.9995 => {
+            format!(" (estimates: counted for {:.0} % of the time)", share * 100.0)
+        }
         _ => String::new(),
     }
 }

@@ -36,9 +36,8 @@ impl fmt::Display for CensusSource {
 pub enum Depth {
     /// System calls and submissions to io_uring by kind: some per cent of a busy server's CPU time.
     Counts,
-    /// The same, but for a part of the time where more than about three per cent would be taken: what was counted
-    /// stands for the rest then, and the [`Counts`] say for how long nobody counted. What is asked for is told up
-    /// to a fifth of a second later.
+    /// The same, but for a part of the time where more than about two per cent would be taken: the rest is reckoned
+    /// by CPU time then, and the [`Counts`] say for how long nobody counted.
     Sparing,
     /// Beside that how long calls take and how they end, completions of io_uring, and wake-ups: two to
     /// three times as much.

@@ -3,9 +3,10 @@
 //! To take a program off a tracepoint is the only way to spare a call what it costs, most of which is the way
 //! to the program. So time is cut into cycles, in each of which the programs hang for a while, somewhere in
 //! the cycle. The rest of it is reckoned by the CPU time of the processes: as many calls for a second of it as
-//! while there was counting, when each of those seconds had less to give by what counting took. How long that is follows from what counting
-//! has cost of late: what a call takes longer, which is measured here, by the calls that were counted, over
-//! the CPU time of the processes. Whoever asks for counts waits for the end of a cycle.
+//! while there was counting the last time, when each of those seconds had less to give by what counting took.
+//! How long that is follows from what counting has cost of late: what a call takes longer, which is measured
+//! here, by the calls that were made, over the CPU time of the processes. Cycles are long, since a server pays
+//! for milliseconds for kernel code that is changed under it.
 //!
 //! All is counted as long as that costs little, and in any case at first: a program that ends soon is
 //! counted to the last call.
@@ -20,18 +21,23 @@ use super::programs::{CALLS, Maps, OPERATIONS};
 use crate::meters::process::cpu_time;
 use crate::meters::tree::descendants;
 
-const CYCLE: Duration = Duration::from_millis(200);
+/// Of it there is counting for a part.
+const CYCLE: Duration = Duration::from_secs(1);
 
-/// Cycles in which all is counted are so short at first, and so many are.
+/// How often it is looked what counting costs while all is counted: at first, for so many times, and then.
 const FIRST: Duration = Duration::from_millis(50);
 const SHORT: u32 = 20;
+const LATER: Duration = Duration::from_millis(250);
 
 /// So many calls and operations are counted, whatever they cost, before it is asked.
-const AT_FIRST: u64 = 20_000;
+const AT_FIRST: f64 = 20_000.0;
 
-/// What counting may take of the CPU time of the processes, reckoned by what a call takes longer that finds all
-/// in the processor's caches. In a server it is up to twice as much.
+/// What counting may take of the CPU time of the processes.
 const MOST: f64 = 0.015;
+
+/// How many times more than here it takes to count a call of theirs, since not all that counts is in the
+/// processor's caches: two to three times, in servers that are known.
+const COLDER: f64 = 2.5;
 
 /// Processes that use less than this, in cores, are not spared: it is nothing to the machine.
 const LITTLE: f64 = 0.001;
@@ -65,6 +71,7 @@ impl Estimate {
 }
 
 /// What the maps say now.
+#[derive(Clone)]
 struct Reading {
     calls: Vec<u64>,
     ring: Vec<u64>,
@@ -82,23 +89,66 @@ impl Reading {
             ring: ring.collect::<io::Result<_>>()?,
         })
     }
-}
 
-impl Reading {
     fn sum(&self) -> u64 {
         self.calls.iter().chain(&self.ring).sum()
     }
 }
 
 struct State {
-    /// What was made by the time of `reading`.
+    /// What was made until `reading`, or, while nobody counts, until `passing` began.
     estimate: Estimate,
     reading: Reading,
-    /// All is counted since then.
-    is_counting: bool,
-    cycles: u64,
+    /// Since when nobody counts, and what CPU time the processes had had by then.
+    passing: Option<(Instant, Duration)>,
+    /// Calls and operations by kind for a second of CPU time, when there was counting the last time.
+    rates: [Vec<f64>; 2],
+    /// Whose CPU time it is: the processes and their children.
+    processes: Vec<u32>,
     failed: Option<io::Error>,
     ends: bool,
+}
+
+impl State {
+    /// Brings the estimate up to now.
+    fn bring_up(&mut self, maps: &Maps) -> io::Result<()> {
+        if let Some((then, before)) = self.passing {
+            let cpu = cpu_time_of(&self.processes);
+            // Of processes that have ended the clocks are gone.
+            let used = cpu.saturating_sub(before).as_secs_f64();
+            let [calls, ring] = &self.rates;
+            let sums = self.estimate.calls.iter_mut().zip(calls);
+            for (sum, rate) in sums.chain(self.estimate.ring.iter_mut().zip(ring)) {
+                *sum += rate * used;
+            }
+            self.estimate.passed_by += then.elapsed();
+            self.passing = Some((Instant::now(), cpu));
+            return Ok(());
+        }
+        let now = Reading::of(maps)?;
+        let add = |sums: &mut [f64], then: &[u64], now: &[u64]| {
+            for ((sum, then), now) in sums.iter_mut().zip(then).zip(now) {
+                *sum += (now - then) as f64;
+            }
+        };
+        add(&mut self.estimate.calls, &self.reading.calls, &now.calls);
+        add(&mut self.estimate.ring, &self.reading.ring, &now.ring);
+        self.reading = now;
+        Ok(())
+    }
+
+    /// Learns how much is made in a second of CPU time: since `then` there was counting, for so much of it.
+    fn learn(&mut self, then: &Reading, own_seconds: f64) {
+        let rates = |now: &[u64], then: &[u64]| -> Vec<f64> {
+            now.iter().zip(then).map(|(now, then)| (now - then) as f64 / own_seconds).collect()
+        };
+        self.rates =
+            [rates(&self.reading.calls, &then.calls), rates(&self.reading.ring, &then.ring)];
+    }
+}
+
+fn cpu_time_of(processes: &[u32]) -> Duration {
+    processes.iter().filter_map(|&process| cpu_time(process).ok()).sum()
 }
 
 struct Shared {
@@ -139,15 +189,19 @@ impl Sparing {
         processes: &[u32],
         hooks: Vec<Hung>,
     ) -> io::Result<Sparing> {
-        let estimate = Estimate {
-            calls: vec![0.0; CALLS as usize],
-            ring: vec![0.0; OPERATIONS as usize],
-            passed_by: Duration::ZERO,
+        let state = State {
+            estimate: Estimate {
+                calls: vec![0.0; CALLS as usize],
+                ring: vec![0.0; OPERATIONS as usize],
+                passed_by: Duration::ZERO,
+            },
+            reading: Reading { calls: vec![0; CALLS as usize], ring: vec![0; OPERATIONS as usize] },
+            passing: None,
+            rates: [vec![0.0; CALLS as usize], vec![0.0; OPERATIONS as usize]],
+            processes: processes.to_vec(),
+            failed: None,
+            ends: false,
         };
-        let reading =
-            Reading { calls: vec![0; CALLS as usize], ring: vec![0; OPERATIONS as usize] };
-        let state =
-            State { estimate, reading, is_counting: true, cycles: 0, failed: None, ends: false };
         let shared = Arc::new(Shared {
             maps: Arc::clone(maps),
             state: Mutex::new(state),
@@ -157,37 +211,25 @@ impl Sparing {
             shared: Arc::clone(&shared),
             hooks,
             roots: processes.to_vec(),
-            processes: processes.to_vec(),
-            cpu: Duration::ZERO,
             least: [f64::INFINITY; 2],
             cost: 0.0,
         };
         let thread =
             std::thread::Builder::new().name("kapok-sparing".to_owned()).spawn(move || {
                 if let Err(error) = cycles.run() {
-                    let mut state = cycles.shared.lock();
-                    state.failed = Some(error);
-                    state.is_counting = false;
-                    cycles.shared.changed.notify_all();
+                    cycles.shared.lock().failed = Some(error);
                 }
             })?;
         Ok(Sparing { shared, thread: Some(thread) })
     }
 
-    /// What was made until now, or, if not all is counted, until the end of this cycle, which is waited for.
+    /// What was made until now.
     pub(super) fn read(&self) -> io::Result<Estimate> {
         let mut state = self.shared.lock();
-        let cycle = state.cycles;
-        while !state.is_counting && state.cycles == cycle && state.failed.is_none() {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
         if let Some(error) = &state.failed {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        if state.is_counting {
-            let reading = Reading::of(&self.shared.maps)?;
-            state.take_in(reading, 1.0);
-        }
+        state.bring_up(&self.shared.maps)?;
         Ok(state.estimate.clone())
     }
 }
@@ -202,29 +244,11 @@ impl Drop for Sparing {
     }
 }
 
-impl State {
-    /// Adds what was counted since the last time, each call for so many.
-    fn take_in(&mut self, now: Reading, each: f64) {
-        let add = |sums: &mut [f64], then: &[u64], now: &[u64]| {
-            for ((sum, then), now) in sums.iter_mut().zip(then).zip(now) {
-                *sum += (now - then) as f64 * each;
-            }
-        };
-        add(&mut self.estimate.calls, &self.reading.calls, &now.calls);
-        add(&mut self.estimate.ring, &self.reading.ring, &now.ring);
-        self.reading = now;
-    }
-}
-
 /// What the thread has.
 struct Cycles {
     shared: Arc<Shared>,
     hooks: Vec<Hung>,
     roots: Vec<u32>,
-    /// They and their children.
-    processes: Vec<u32>,
-    /// Their CPU time at the last look.
-    cpu: Duration,
     /// The least that a call took while nothing hung and while all did, in nanoseconds.
     least: [f64; 2],
     /// What to count all would cost, as a share of the CPU time of the processes.
@@ -233,100 +257,88 @@ struct Cycles {
 
 impl Cycles {
     fn run(&mut self) -> io::Result<()> {
-        let mut made = 0;
         for cycle in 0_u32.. {
-            if cycle.is_multiple_of(CHILDREN) {
-                let children = descendants(&self.roots);
-                self.processes = self.roots.iter().copied().chain(children).collect();
-                self.cpu = self.cpu_time();
-            }
-            let share = if made < AT_FIRST { 1.0 } else { self.share() };
             let begun = Instant::now();
-            let came = match share {
-                ..MOST_SHARE => self.count_for(share, begun)?,
-                _ => self.count_all(if cycle < SHORT { FIRST } else { CYCLE }, begun)?,
+            let (made, cpu) = self.look_around(cycle)?;
+            let share = if made < AT_FIRST { 1.0 } else { self.share() };
+            let goes_on = if share < MOST_SHARE {
+                self.count_for(CYCLE.mul_f64(share), begun)?
+            } else {
+                self.count(if cycle < SHORT { FIRST } else { LATER })?
             };
-            let Some(came) = came else { break };
-            made += came as u64;
-            self.reckon(came, begun.elapsed());
+            if !goes_on {
+                break;
+            }
+            let mut state = self.shared.lock();
+            state.bring_up(&self.shared.maps)?;
+            let came = state.estimate.sum() - made;
+            let used = cpu_time_of(&state.processes).saturating_sub(cpu);
+            drop(state);
+            self.reckon(came, used, begun.elapsed());
         }
         Ok(())
     }
 
-    /// A cycle in which all is counted. How many calls and operations there were; `None` at the end.
-    fn count_all(&mut self, time: Duration, begun: Instant) -> io::Result<Option<f64>> {
-        self.hang()?;
-        let before = {
-            let mut state = self.shared.lock();
-            state.is_counting = true;
-            state.estimate.sum()
-        };
-        if !self.shared.wait(time.saturating_sub(begun.elapsed())) {
-            return Ok(None);
-        }
+    /// Before a cycle: how many calls and operations there were, and the CPU time of all processes.
+    fn look_around(&mut self, cycle: u32) -> io::Result<(f64, Duration)> {
         let mut state = self.shared.lock();
-        let reading = Reading::of(&self.shared.maps)?;
-        state.take_in(reading, 1.0);
-        state.cycles += 1;
-        self.shared.changed.notify_all();
-        Ok(Some(state.estimate.sum() - before))
-    }
-
-    /// A cycle in which there is counting for a part of the time, at any place of it. The same.
-    fn count_for(&mut self, share: f64, begun: Instant) -> io::Result<Option<f64>> {
-        let before = {
-            let mut state = self.shared.lock();
-            if state.is_counting {
-                let reading = Reading::of(&self.shared.maps)?;
-                state.take_in(reading, 1.0);
-                state.is_counting = false;
+        state.bring_up(&self.shared.maps)?;
+        if cycle.is_multiple_of(CHILDREN) {
+            let children = descendants(&self.roots);
+            state.processes = self.roots.iter().copied().chain(children).collect();
+            if state.passing.is_some() {
+                state.passing = Some((Instant::now(), cpu_time_of(&state.processes)));
             }
-            state.estimate.sum()
-        };
-        self.take_down();
+        }
+        Ok((state.estimate.sum(), cpu_time_of(&state.processes)))
+    }
+
+    /// Counts for so long, at any place of a cycle, and passes by for the rest of it. Whether it is to go on.
+    fn count_for(&mut self, window: Duration, begun: Instant) -> io::Result<bool> {
+        self.pass_by()?;
         self.measure(0);
-        let window = CYCLE.mul_f64(share);
         let at = (CYCLE - window).mul_f64(fastrand::f64());
-        if !self.shared.wait(at.saturating_sub(begun.elapsed())) {
-            return Ok(None);
-        }
-        self.hang()?;
-        let (hung, cpu) = (Instant::now(), self.cpu_time());
-        self.measure(1);
-        if !self.shared.wait(window.saturating_sub(hung.elapsed())) {
-            return Ok(None);
-        }
-        let (counted, cpu_counted) = (hung.elapsed(), self.cpu_time().saturating_sub(cpu));
-        self.take_down();
-        if !self.shared.wait(CYCLE.saturating_sub(begun.elapsed())) {
-            return Ok(None);
-        }
-        let cycle = begun.elapsed();
-        let cpu_cycle = self.cpu_time().saturating_sub(self.cpu);
-        let mut state = self.shared.lock();
-        let reading = Reading::of(&self.shared.maps)?;
-        let came = reading.sum() - state.reading.sum();
-        let taken = came as f64 * self.longer_ns() / 1e9;
-        let own = cpu_counted.as_secs_f64() - taken;
-        // Not of processes that have ended, whose clocks are gone.
-        let each = if own > taken && cpu_cycle >= cpu_counted {
-            1.0 + (cpu_cycle - cpu_counted).as_secs_f64() / own
-        } else {
-            cycle.as_secs_f64() / counted.as_secs_f64()
+        let goes_on = self.shared.wait(at.saturating_sub(begun.elapsed())) && self.count(window)?;
+        self.pass_by()?;
+        Ok(goes_on && self.shared.wait(CYCLE.saturating_sub(begun.elapsed())))
+    }
+
+    /// Counts for so long, and learns from it. Whether it is to go on.
+    fn count(&mut self, time: Duration) -> io::Result<bool> {
+        self.hooks.iter_mut().try_for_each(Hung::hang)?;
+        let (then, cpu) = {
+            let mut state = self.shared.lock();
+            // To read the maps takes a while, in which a process may go on: clocks are always read before.
+            let cpu = cpu_time_of(&state.processes);
+            state.bring_up(&self.shared.maps)?;
+            if state.passing.take().is_some() {
+                // Nothing of what is counted from here on is reckoned already.
+                state.reading = Reading::of(&self.shared.maps)?;
+            }
+            (state.reading.clone(), cpu)
         };
-        state.take_in(reading, each);
-        state.estimate.passed_by += cycle.saturating_sub(counted);
-        state.cycles += 1;
-        self.shared.changed.notify_all();
-        Ok(Some(state.estimate.sum() - before))
+        self.measure(1);
+        if !self.shared.wait(time) {
+            return Ok(false);
+        }
+        let mut state = self.shared.lock();
+        let cpu = cpu_time_of(&state.processes).saturating_sub(cpu);
+        state.bring_up(&self.shared.maps)?;
+        let taken = (state.reading.sum() - then.sum()) as f64 * self.longer_ns() / 1e9;
+        let own = cpu.as_secs_f64() - taken;
+        if own > taken {
+            state.learn(&then, own);
+        }
+        Ok(true)
     }
 
-    fn hang(&mut self) -> io::Result<()> {
-        self.hooks.iter_mut().try_for_each(Hung::hang)
-    }
-
-    fn take_down(&mut self) {
+    fn pass_by(&mut self) -> io::Result<()> {
         self.hooks.iter_mut().for_each(Hung::take_down);
+        let mut state = self.shared.lock();
+        let now = (Instant::now(), cpu_time_of(&state.processes));
+        state.bring_up(&self.shared.maps)?;
+        state.passing.get_or_insert(now);
+        Ok(())
     }
 
     /// What a call takes now, where one is that is not counted.
@@ -340,24 +352,24 @@ impl Cycles {
         self.least[hung] = self.least[hung].min(each);
     }
 
-    /// How much longer a call takes that is counted, in nanoseconds.
+    /// How much longer a call of the processes takes that is counted, in nanoseconds.
     fn longer_ns(&self) -> f64 {
         /// Until it was measured.
         const USUAL: f64 = 80.0;
         match self.least[1] - self.least[0] {
-            longer if longer.is_finite() => longer.clamp(10.0, 1000.0),
-            _ => USUAL,
+            longer if longer.is_finite() => longer.clamp(10.0, 1000.0) * COLDER,
+            _ => USUAL * COLDER,
         }
     }
 
-    /// Learns from a cycle with so many calls.
-    fn reckon(&mut self, came: f64, cycle: Duration) {
-        let now = self.cpu_time();
-        let used = now.saturating_sub(self.cpu).as_secs_f64();
-        self.cpu = now;
+    /// Learns what counting costs from a cycle with so many calls.
+    fn reckon(&mut self, came: f64, used: Duration, cycle: Duration) {
         let costs = came * self.longer_ns() / 1e9;
-        let cost =
-            if costs < LITTLE * cycle.as_secs_f64() || used <= 0.0 { 0.0 } else { costs / used };
+        let cost = if costs < LITTLE * cycle.as_secs_f64() || used.is_zero() {
+            0.0
+        } else {
+            costs / used.as_secs_f64()
+        };
         // More counts at once, less as it stays.
         let before = self.cost;
         self.cost = if cost > before { cost } else { before + (cost - before) * NEWEST };
@@ -366,9 +378,5 @@ impl Cycles {
     /// For how much of the next cycle there is counting.
     fn share(&self) -> f64 {
         if self.cost > 0.0 { (MOST / self.cost).clamp(LEAST_SHARE, 1.0) } else { 1.0 }
-    }
-
-    fn cpu_time(&self) -> Duration {
-        self.processes.iter().filter_map(|&process| cpu_time(process).ok()).sum()
     }
 }
