@@ -576,7 +576,8 @@ impl Uring {
     /// Takes an eventfd(2) for who waits elsewhere than in a turn: while that is [asked for](Uring::announce) it is
     /// written to whenever something has landed, or a turn would have it land (`IORING_REGISTER_EVENTFD`). The
     /// ring's own descriptor does not tell of what a turn has yet to do (`IORING_SETUP_DEFER_TASKRUN`). Of timers,
-    /// and of cancels that are to be asked for again, there is only [`next_deadline`](Uring::next_deadline). One that was registered before is given up.
+    /// and of cancels that are to be asked for again, there is only [`next_deadline`](Uring::next_deadline). One that
+    /// was registered before is given up.
     ///
     /// The kernel may fall silent: from 6.11 on where what lands was itself announced by a write to an eventfd. Who
     /// finds something that was not announced registers it again.
