@@ -21,7 +21,6 @@ use super::values::seconds;
 #[command(after_help = "Examples:
   kapok observe 4711                                 until Ctrl-C, then the summary
   kapok observe 4711 --detail                        with times, errors and wake-ups
-  kapok observe 4711 --spare                         of a server that must not be slowed down
   kapok observe 4711 --seconds 10 --json
   kapok observe --seconds 5 --end -- redis-server --port 7777
   kapok observe --trace 4711                         one connection, call by call
@@ -40,10 +39,6 @@ pub(crate) struct ObserveOptions {
     /// costs the process two to three times as much
     #[arg(long)]
     pub(crate) detail: bool,
-    /// Count for a part of the time only, where to count every call would take more than a few per cent of the
-    /// process's CPU time: numbers of calls are estimates then, of a busy server up to a tenth too low
-    #[arg(long, conflicts_with = "detail")]
-    pub(crate) spare: bool,
     /// Follow the next connection that is accepted: accept, register, wait, read, write
     #[arg(long)]
     pub(crate) trace: bool,

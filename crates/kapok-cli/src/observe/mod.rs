@@ -33,11 +33,7 @@ pub(crate) fn run(options: &ObserveOptions) -> io::Result<ExitCode> {
         return trace::run(options, &stop);
     }
     let (started, (mut observer, first)) = begin(options, |pid| {
-        let depth = match (options.detail, options.spare) {
-            (true, _) => Depth::Everything,
-            (false, true) => Depth::Sparing,
-            (false, false) => Depth::Counts,
-        };
+        let depth = if options.detail { Depth::Everything } else { Depth::Counts };
         let mut observer = Observer::of(pid, depth)?;
         // A program that is started for it has done nothing yet.
         let first = observer.sample()?;

@@ -65,16 +65,6 @@ pub(crate) fn summary(report: &Report, colours: bool) -> Vec<String> {
     lines
 }
 
-/// For how much of the time there was counting, if not for all of it.
-fn for_a_part(report: &Report) -> String {
-    match report.counted_share {
-        Some(share) if share < 0.9995 => {
-            format!(" (estimates: counted for {:.0} % of the time)", share * 100.0)
-        }
-        _ => String::new(),
-    }
-}
-
 fn body(report: &Report, limit: usize) -> Vec<String> {
     let per_second = |count: u64| rate(count as f64 / report.seconds.max(1e-9));
     let mut lines = vec![format!(
@@ -101,7 +91,7 @@ fn body(report: &Report, limit: usize) -> Vec<String> {
     ));
     if let Some(calls) = report.calls {
         lines.push(String::new());
-        lines.push(format!("system calls {calls}, {}/s{}", per_second(calls), for_a_part(report)));
+        lines.push(format!("system calls {calls}, {}/s", per_second(calls)));
         if !report.calls_by_kind.is_empty() {
             lines.push(format!(
                 "  {:<18}{:>10}{:>12}{:>10}{:>10}{:>12}{:>10}",

@@ -62,35 +62,6 @@ fn a_redis_server_is_seen_at_work() {
     }
 }
 
-#[test]
-fn what_makes_many_calls_is_counted_for_a_part_of_the_time_if_it_is_to_be_spared() {
-    if !is_root() {
-        return;
-    }
-    let server = Server::kapok("epoll");
-    let busy = || Busy::pausing(server.connect(), MESSAGE, 64, Duration::ZERO);
-    let busy: Vec<Busy> = (0..4).map(|_| busy()).collect();
-    let exchanges = || busy.iter().map(Busy::exchanges).sum::<u64>();
-    for spare in [false, true] {
-        let (before, begun) = (exchanges(), Instant::now());
-        let report = observed_with(&server, if spare { &["--spare"] } else { &[] });
-        // The command has begun before it counts, and ends after it.
-        let rate = (exchanges() - before) as f64 / begun.elapsed().as_secs_f64();
-        let share = report["counted_share"].as_f64().unwrap();
-        let receives = calls(&report, "recvfrom") as f64 / report["seconds"].as_f64().unwrap();
-        let each = receives / rate;
-        println!("counted for {share:.2} of the time: {each:.3} receives for an exchange");
-        match spare {
-            false => assert_eq!(share, 1.0, "{report}"),
-            true => assert!((0.1..0.95).contains(&share), "{report}"),
-        }
-        assert!((0.75..1.25).contains(&each), "{each}: {report}");
-    }
-    let pid = server.pid().to_string();
-    let said = kapok(&["observe", &pid, "--seconds", "1", "--spare"]);
-    assert!(text(&said.stdout).contains("(estimates: counted for"), "{}", text(&said.stdout));
-}
-
 /// A connection that keeps nginx busy.
 pub(crate) fn busy_nginx(server: &Server) -> Busy {
     let mut stream = server.connect();

@@ -64,11 +64,10 @@ struct Observing {
 }
 
 impl Observing {
-    fn of(process: u32, spare: bool) -> Observing {
+    fn of(process: u32) -> Observing {
         let mut command = Command::new(KAPOK)
             // It looks ten times as often as it does by itself, for the sake of the first line.
             .args(["observe", &process.to_string(), "--every", "0.1"])
-            .args(spare.then_some("--spare"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -98,12 +97,12 @@ fn calls(summary: &str) -> u64 {
 }
 
 /// Rounds with an observer and without, in turns: what one takes over the other.
-fn ratio(server: &Server, request: Request, spare: bool, rounds: usize, time: Duration) -> Ratio {
+fn ratio(server: &Server, request: Request, rounds: usize, time: Duration) -> Ratio {
     let mut streams: Vec<TcpStream> = (0..CONNECTIONS).map(|_| server.connect()).collect();
     let family = with_descendants(server.pid());
     let mut round = |observed: bool| {
         let begun = Instant::now();
-        let observing = observed.then(|| Observing::of(server.pid(), spare));
+        let observing = observed.then(|| Observing::of(server.pid()));
         // So long the server has nothing to do either way.
         thread::sleep(BEGINNING.saturating_sub(begun.elapsed()));
         let cpu = cpu_per_exchange(&family, &mut streams, request, time);
@@ -134,22 +133,12 @@ fn ratio(server: &Server, request: Request, spare: bool, rounds: usize, time: Du
 /// has figures). CI's machine is not quiet.
 #[test]
 fn to_be_counted_costs_a_server_little() {
-    costs_little(false, 101, Duration::from_millis(150));
-}
-
-/// The same for `--spare`, over rounds that are longer than what it does in turns.
-#[test]
-fn to_be_counted_and_spared_costs_a_server_less() {
-    costs_little(true, 41, Duration::from_secs(1));
-}
-
-/// So many rounds of such a length if all of it is asked for.
-fn costs_little(spare: bool, rounds: usize, time: Duration) {
     if !is_root() {
         return;
     }
     let full = env::var("KAPOK_SCALE").is_ok_and(|scale| scale == "full");
-    let (rounds, time) = if full { (rounds, time) } else { (7, Duration::from_millis(60)) };
+    let (rounds, time) =
+        if full { (101, Duration::from_millis(150)) } else { (7, Duration::from_millis(60)) };
     let http = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
     let nginx = Server::nginx().map(|server| {
         let mut stream = server.connect();
@@ -167,7 +156,7 @@ fn costs_little(spare: bool, rounds: usize, time: Duration) {
     ];
     let mut too_much = Vec::new();
     for (name, server, request) in servers.into_iter().flatten() {
-        let ratio = ratio(&server, request, spare, rounds, time);
+        let ratio = ratio(&server, request, rounds, time);
         let more = |ratio: f64| format!("{:+.1}", (ratio - 1.0) * 100.0);
         let (low, high) = ratio.interval.unwrap();
         println!(

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -190,41 +190,22 @@ pub(crate) fn exchange(stream: &mut TcpStream, request: &[u8], bytes: usize, tim
 /// A client that keeps a server busy until it is dropped.
 pub(crate) struct Busy {
     stop: Arc<AtomicBool>,
-    exchanges: Arc<AtomicU64>,
     client: Option<JoinHandle<()>>,
 }
 
 impl Busy {
-    pub(crate) fn with(stream: TcpStream, request: &'static [u8], bytes: usize) -> Busy {
-        Busy::pausing(stream, request, bytes, Duration::from_micros(200))
-    }
-
-    /// With such a pause after each exchange.
-    pub(crate) fn pausing(
-        mut stream: TcpStream,
-        request: &'static [u8],
-        bytes: usize,
-        pause: Duration,
-    ) -> Busy {
-        let (stop, exchanges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    pub(crate) fn with(mut stream: TcpStream, request: &'static [u8], bytes: usize) -> Busy {
+        let stop = Arc::new(AtomicBool::new(false));
         let client = thread::spawn({
-            let (stop, exchanges) = (Arc::clone(&stop), Arc::clone(&exchanges));
+            let stop = Arc::clone(&stop);
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     exchange(&mut stream, request, bytes, 1);
-                    exchanges.fetch_add(1, Ordering::Relaxed);
-                    if !pause.is_zero() {
-                        thread::sleep(pause);
-                    }
+                    thread::sleep(Duration::from_micros(200));
                 }
             }
         });
-        Busy { stop, exchanges, client: Some(client) }
-    }
-
-    /// How often it was answered until now.
-    pub(crate) fn exchanges(&self) -> u64 {
-        self.exchanges.load(Ordering::Relaxed)
+        Busy { stop, client: Some(client) }
     }
 }
 

@@ -36,9 +36,6 @@ impl fmt::Display for CensusSource {
 pub enum Depth {
     /// System calls and submissions to io_uring by kind: some per cent of a busy server's CPU time.
     Counts,
-    /// The same, but for a part of the time where more than about two per cent would be taken: the rest is reckoned
-    /// by CPU time then, and the [`Counts`] say for how long nobody counted.
-    Sparing,
     /// Beside that how long calls take and how they end, completions of io_uring, and wake-ups: two to
     /// three times as much.
     Everything,
@@ -439,68 +436,6 @@ mod tests {
         drop(shell.stdin.take());
         shell.wait().unwrap();
         assert!(calls.get(&call(libc::SYS_umask)).is_some_and(|call| call.made >= 2), "{calls:?}");
-    }
-
-    /// A process that makes a call again and again, for so long, and then says how often; and the count.
-    fn busy(time: std::time::Duration) -> Option<(Census, Counts, u64)> {
-        use std::io::Read;
-        use std::os::fd::AsRawFd;
-        if !is_root() {
-            return None;
-        }
-        let (taken, take) = io::pipe().unwrap();
-        let (mut told, tell) = io::pipe().unwrap();
-        let (go, going, telling) = (taken.as_raw_fd(), take.as_raw_fd(), tell.as_raw_fd());
-        // SAFETY: it looks at the clock and makes system calls on open descriptors.
-        let child = unsafe {
-            Forked::new(|| {
-                read_byte(go);
-                let (begun, mut made) = (std::time::Instant::now(), 0_u64);
-                while begun.elapsed() < time {
-                    libc::syscall(libc::SYS_sched_getscheduler, 0);
-                    made += 1;
-                    // It does something else as well: a call that is counted makes it a tenth slower.
-                    let call = std::time::Instant::now();
-                    while call.elapsed() < std::time::Duration::from_micros(1) {}
-                }
-                let bytes = made.to_ne_bytes();
-                libc::write(telling, bytes.as_ptr().cast(), bytes.len());
-                libc::pause();
-            })
-        };
-        let mut census = Census::in_kernel(&[child.0 as u32], Depth::Sparing).unwrap();
-        assert!(write_byte(going));
-        let mut bytes = [0; 8];
-        told.read_exact(&mut bytes).unwrap();
-        let counts = census.read().unwrap();
-        Some((census, counts, u64::from_ne_bytes(bytes)))
-    }
-
-    #[test]
-    fn what_makes_calls_all_the_time_is_counted_for_a_part_of_it() {
-        let time = std::time::Duration::from_secs(3);
-        let Some((_census, counts, made)) = busy(time) else { return };
-        let passed_by = counts.passed_by;
-        assert!(passed_by > time / 2 && passed_by < time.mul_f64(1.1), "{passed_by:?}");
-        let estimate = counts.calls.unwrap()[&call(libc::SYS_sched_getscheduler)].made;
-        let ratio = estimate as f64 / made as f64;
-        println!("{estimate} of {made} calls, nobody counted for {passed_by:?}");
-        assert!((0.8..1.25).contains(&ratio), "{estimate} of {made}");
-    }
-
-    #[test]
-    fn what_ends_soon_is_counted_to_the_last_call() {
-        let Some((mut census, counts, made)) = busy(std::time::Duration::from_millis(1)) else {
-            return;
-        };
-        let of = |counts: &Counts| {
-            counts.calls.as_ref().unwrap()[&call(libc::SYS_sched_getscheduler)].made
-        };
-        assert_eq!((of(&counts), counts.passed_by), (made, std::time::Duration::ZERO));
-        // And what makes few calls, however long.
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        let later = census.read().unwrap();
-        assert_eq!((of(&later), later.passed_by), (made, std::time::Duration::ZERO));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What was counted of a process, and differences of it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// One kind of system call. All calls are counted; how long they take and how they end is seen of all
 /// of a rare kind, and of one in sixteen of a frequent one.
@@ -73,9 +72,6 @@ pub struct Counts {
     /// How often any thread on this machine was woken while one of these ran: by it, or by what the
     /// kernel did meanwhile.
     pub wakes_given: Option<u64>,
-    /// For how long nobody counted: what was counted in the rest of the time stands for that, too, and the
-    /// counts are estimates. See [`Depth::Sparing`](crate::meters::Depth::Sparing).
-    pub passed_by: Duration,
 }
 
 impl Counts {
@@ -119,7 +115,6 @@ impl Counts {
             }),
             wakes_taken: minus(self.wakes_taken, earlier.wakes_taken),
             wakes_given: minus(self.wakes_given, earlier.wakes_given),
-            passed_by: self.passed_by.saturating_sub(earlier.passed_by),
         }
     }
 }

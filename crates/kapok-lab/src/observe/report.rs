@@ -26,9 +26,6 @@ pub struct Report {
     pub seconds: f64,
     /// How system calls were counted, if they were.
     pub counted_by: Option<String>,
-    /// For which part of the time they were: 1, or less where it would have cost too much, and then all numbers of
-    /// calls and operations are estimates.
-    pub counted_share: Option<f64>,
     /// CPU time per second, threads that have ended included: 1 is one core, wholly used.
     pub cores_used: f64,
     /// System calls of all kinds.
@@ -272,9 +269,6 @@ impl Report {
             processes: to.processes.clone(),
             seconds,
             counted_by,
-            counted_share: counts.as_ref().map(|counts| {
-                1.0 - counts.passed_by.as_secs_f64().min(seconds) / seconds.max(1e-9)
-            }),
             cores_used: if seconds > 0.0 { cpu.as_secs_f64() / seconds } else { 0.0 },
             calls: counts.as_ref().map(|counts| counts.total),
             calls_by_kind,

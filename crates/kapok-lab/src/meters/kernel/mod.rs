@@ -6,15 +6,12 @@
 
 mod assembler;
 mod programs;
-mod sparing;
 mod system;
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use super::census::Depth;
 use super::counts::{CallCount, Counts, RingCount};
@@ -22,60 +19,14 @@ use super::perf;
 use super::tracefs::Tracefs;
 use super::tree::descendants;
 use programs::{Calls, Maps, Operations, Thread, Wakes};
-use sparing::{Estimate, Sparing};
 use system::{ProgramKind, attach, attach_raw, load};
-
-/// Where a program hangs.
-#[derive(Clone, Copy, Debug)]
-enum Hook {
-    /// A tracepoint of the kernel's, by name.
-    Raw(&'static CStr),
-    /// One that tracefs lists, by number.
-    Listed(u64),
-}
-
-/// A program that hangs somewhere, or did and may again.
-#[derive(Debug)]
-struct Hung {
-    hook: Hook,
-    program: OwnedFd,
-    /// It hangs as long as this is open.
-    hangs: Option<OwnedFd>,
-}
-
-impl Hung {
-    fn new(hook: Hook, program: OwnedFd) -> io::Result<Hung> {
-        let mut hung = Hung { hook, program, hangs: None };
-        hung.hang()?;
-        Ok(hung)
-    }
-
-    fn hang(&mut self) -> io::Result<()> {
-        if self.hangs.is_none() {
-            self.hangs = Some(match self.hook {
-                Hook::Raw(name) => attach_raw(name, self.program.as_fd())?,
-                Hook::Listed(number) => {
-                    let counter = perf::tracepoint_of_all(number)?;
-                    attach(counter.as_fd(), self.program.as_fd())?;
-                    counter
-                }
-            });
-        }
-        Ok(())
-    }
-
-    fn take_down(&mut self) {
-        self.hangs = None;
-    }
-}
 
 /// Programs that count, until this is dropped.
 #[derive(Debug)]
 pub(super) struct KernelCounter {
-    maps: Arc<Maps>,
-    hooks: Vec<Hung>,
-    /// What has taken over those of the hooks that cost something.
-    sparing: Option<Sparing>,
+    maps: Maps,
+    /// What programs hang on.
+    _hooks: Vec<OwnedFd>,
     sees_ring: bool,
     sees_wakes: bool,
     missing: Vec<String>,
@@ -87,7 +38,7 @@ impl KernelCounter {
         numbers_are_the_kernels()?;
         let &first =
             processes.first().ok_or_else(|| io::Error::other("there is nothing to count"))?;
-        let maps = Arc::new(Maps::new()?);
+        let maps = Maps::new()?;
         for &process in processes {
             maps.watch(process)?;
         }
@@ -97,12 +48,11 @@ impl KernelCounter {
         let begins = (c"sys_enter", programs::call_begins(&maps, first, everything));
         for (name, code) in ends.into_iter().chain([begins]) {
             let program = load(ProgramKind::RawTracepoint, &code)?;
-            hooks.push(Hung::new(Hook::Raw(name), program)?);
+            hooks.push(attach_raw(name, program.as_fd())?);
         }
         let mut counter = KernelCounter {
             maps,
-            hooks,
-            sparing: None,
+            _hooks: hooks,
             sees_ring: false,
             sees_wakes: false,
             missing: Vec::new(),
@@ -110,29 +60,16 @@ impl KernelCounter {
         match Tracefs::open() {
             Ok(tracefs) => {
                 counter.sees_ring = counter.watch_rings(&tracefs, everything);
-                counter.spare(processes, depth)?;
                 counter.sees_wakes = everything && counter.watch_wakes(&tracefs);
                 counter.watch_children(&tracefs);
                 // Children that were made before the programs hung are not known to them, nor are theirs.
                 while counter.take_in_descendants(processes)? {}
             }
-            Err(error) => {
-                counter.missing.push(format!(
-                    "operations of io_uring, wake-ups and children that are made later: {error}"
-                ));
-                counter.spare(processes, depth)?;
-            }
+            Err(error) => counter.missing.push(format!(
+                "operations of io_uring, wake-ups and children that are made later: {error}"
+            )),
         }
         Ok(counter)
-    }
-
-    /// From here on what hangs by now hangs for a part of the time, if that is what is wanted.
-    fn spare(&mut self, processes: &[u32], depth: Depth) -> io::Result<()> {
-        if depth == Depth::Sparing {
-            let hooks = std::mem::take(&mut self.hooks);
-            self.sparing = Some(Sparing::new(&self.maps, processes, hooks)?);
-        }
-        Ok(())
     }
 
     /// What cannot be counted, and why.
@@ -196,25 +133,24 @@ impl KernelCounter {
             let hung = (|| {
                 let code = code.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
                 let program = load(ProgramKind::Tracepoint, code)?;
-                Hung::new(Hook::Listed(tracefs.id(tracepoint)?), program)
+                let counter = perf::tracepoint_of_all(tracefs.id(tracepoint)?)?;
+                attach(counter.as_fd(), program.as_fd())?;
+                Ok::<_, io::Error>(counter)
             })();
             match hung {
-                Ok(hung) => hooks.push(hung),
+                Ok(counter) => hooks.push(counter),
                 Err(error) => {
                     self.missing.push(format!("{what}: {error}"));
                     return false;
                 }
             }
         }
-        self.hooks.extend(hooks);
+        self._hooks.extend(hooks);
         true
     }
 
     /// Everything so far.
     pub(super) fn read(&self) -> io::Result<Counts> {
-        if let Some(sparing) = &self.sparing {
-            return Ok(counts(&sparing.read()?, self.sees_ring));
-        }
         let mut calls = BTreeMap::new();
         for number in 0..programs::CALLS {
             let values = self.maps.calls.get(number)?;
@@ -254,34 +190,11 @@ impl KernelCounter {
             ring: self.sees_ring.then_some(ring),
             wakes_taken: woken(|wakes| wakes.taken),
             wakes_given: woken(|wakes| wakes.given),
-            ..Counts::default()
         })
     }
 
     /// The number under which operations are kept that began before anybody counted.
     pub(super) const BEGUN_BEFORE: u8 = programs::BEGUN_BEFORE;
-}
-
-/// What was counted for a part of the time, as counts.
-fn counts(estimate: &Estimate, sees_ring: bool) -> Counts {
-    let made = |sums: &[f64]| -> Vec<(usize, u64)> {
-        let kinds = sums.iter().map(|sum| sum.round() as u64).enumerate();
-        kinds.filter(|&(_, made)| made > 0).collect()
-    };
-    let calls: BTreeMap<u32, CallCount> = made(&estimate.calls)
-        .into_iter()
-        .map(|(number, made)| (number as u32, CallCount { made, ..CallCount::default() }))
-        .collect();
-    let ring = made(&estimate.ring)
-        .into_iter()
-        .map(|(number, submitted)| (number as u8, RingCount { submitted, ..RingCount::default() }));
-    Counts {
-        total: calls.values().map(|call| call.made).sum(),
-        calls: Some(calls),
-        ring: sees_ring.then(|| ring.collect()),
-        passed_by: estimate.passed_by,
-        ..Counts::default()
-    }
 }
 
 impl Maps {
