@@ -100,7 +100,7 @@ fn wanted() -> Vec<Goal> {
     };
     for depth in DEPTHS {
         let case = || format!("warm read ×{depth}");
-        for one in ["fibers auto", "tasks auto"] {
+        for one in ["fibers auto", "tasks auto", "tasks driven"] {
             add("the page cache in the caller", case(), one, &["nowait"], 0.95, false);
             add("the page cache, and tokio::fs", case(), one, &["tokio::fs"], 8.0, false);
         }
@@ -111,25 +111,27 @@ fn wanted() -> Vec<Goal> {
         add("one pool, beyond one ring", case, "threads auto", &[BASELINE], 1.0, false);
     }
     for group in ["cold read", "cold write"] {
-        for one in ["fibers auto", "tasks auto", "threads auto"] {
+        for one in ["fibers auto", "tasks auto", "tasks driven", "threads auto"] {
             add("one at a time", format!("{group} ×1"), one, &[BASELINE], 0.95, false);
         }
         for depth in [32, 128] {
             let case = || format!("{group} ×{depth}");
-            for one in ["fibers auto", "tasks auto"] {
+            for one in ["fibers auto", "tasks auto", "tasks driven"] {
                 add("many at a time", case(), one, &["fio", BASELINE], 1.0, false);
                 add("many at a time, CPU", case(), one, &[BASELINE], 1.3, true);
             }
         }
     }
-    for one in ["fibers auto", "tasks auto", "threads auto"] {
+    for one in ["fibers auto", "tasks auto", "tasks driven", "threads auto"] {
         let case = "write and fdatasync ×1".to_owned();
         add("fdatasync", case, one, &["threads"], 0.95, false);
     }
     for one in ["futures thread", "tasks thread", "fibers thread"] {
         add("an I/O thread", "nop ×32".to_owned(), one, &[BASELINE], 0.22, false);
     }
-    add("the caller's ring", "nop ×32".to_owned(), "fibers ring", &[BASELINE], 0.33, false);
+    for one in ["fibers ring", "tasks driven"] {
+        add("the caller's ring", "nop ×32".to_owned(), one, &[BASELINE], 0.33, false);
+    }
     for (group, ..) in GROUPS {
         for depth in DEPTHS {
             let case = || format!("{group} ×{depth}");
