@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd};
 
+use linux_raw_sys::io_uring::io_uring_register_op;
+
 use super::*;
 use crate::engine::Engine as _;
 
@@ -91,4 +93,15 @@ fn what_no_cancel_ends_is_not_asked_for() {
     std::thread::sleep(Duration::from_millis(20));
     turns(&mut engine, 3);
     assert_eq!((engine.pending[4].cancels, engine.missed.at()), (4, None));
+}
+
+/// As many workers as a ring is to have at least, or what the kernel takes by itself.
+#[test]
+fn files_have_enough_of_the_kernels_workers() {
+    let Ok(engine) = Uring::new(64, 128, 4096) else { return };
+    let mut most = [0_u32; 2];
+    let register = io_uring_register_op::IORING_REGISTER_IOWQ_MAX_WORKERS as u32;
+    // SAFETY: two numbers, which outlive the call; zeros ask.
+    unsafe { engine.ring.register(register, most.as_mut_ptr().cast(), 2) }.unwrap();
+    assert!(most[0] >= 16, "{most:?}");
 }
