@@ -145,8 +145,14 @@ unsafe impl<D: Descriptor, B: Buffer> Request for ReadAt<D, B> {
         let mut done = self.done;
         let over = attempt(&mut done, len, |done| {
             self.done = done;
+            let op = self.op();
             // SAFETY: the request keeps what its operation names, and the call does not outlive it.
-            seen = unsafe { sys::perform(&self.op(), false) };
+            seen = unsafe {
+                match op {
+                    Op::Read { fd, buf, len, offset } => sys::read_now(fd, buf, len, offset),
+                    op => sys::perform(&op, false),
+                }
+            };
             seen
         });
         if let Some(hint) = self.file.hint() {
@@ -242,8 +248,14 @@ unsafe impl<D: Descriptor, B: Source> Request for WriteAt<D, B> {
         let (mut done, len) = (self.done, self.buffer.bytes().len());
         let over = attempt(&mut done, len, |done| {
             self.done = done;
+            let op = self.op();
             // SAFETY: the request keeps what its operation names, and the call does not outlive it.
-            seen = unsafe { sys::perform(&self.op(), false) };
+            seen = unsafe {
+                match op {
+                    Op::Write { fd, buf, len, offset } => sys::write_now(fd, buf, len, offset),
+                    op => sys::perform(&op, false),
+                }
+            };
             seen
         });
         if let Some(hint) = self.file.hint() {

@@ -7,6 +7,7 @@ pub(crate) mod entry;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub mod kernel;
 mod notifier;
+mod now;
 pub mod own;
 mod perform;
 mod sockets;
@@ -14,12 +15,13 @@ mod sockets;
 pub use ended::outcome_of_refused;
 pub(crate) use ended::{ORDINARY, describe_end, is_at_end};
 pub use notifier::Notifier;
+pub use now::{read_now, recv_now, send_now, write_now};
 #[cfg(target_os = "linux")]
 pub(crate) use perform::is_direct;
+pub use perform::perform;
 pub(crate) use perform::{
     bytes_waiting, connect_outcome, is_nonblocking, is_open, once, poll_one, socket_option,
 };
-pub use perform::{perform, recv_now, send_now};
 
 use std::io;
 use std::os::fd::RawFd;

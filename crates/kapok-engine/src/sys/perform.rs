@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::op::{MAX_TRANSFER, Op, RawMetadata, Readiness};
 use crate::sys::sockets::{accept, socket, socket_pair};
-use crate::sys::{is_at_end, landed, outcome_of_refused, set_errno};
+use crate::sys::{is_at_end, landed, now, outcome_of_refused, set_errno};
 
 /// Flags of every send: a peer that is gone is an error here and never a signal.
 #[cfg(not(any(target_os = "macos", target_os = "ios")))]
@@ -76,37 +76,6 @@ pub unsafe fn perform(op: &Op, blocking: bool) -> i32 {
                 }
             }
             _ => return res,
-        }
-    }
-}
-
-/// [`perform`] of an [`Op::Send`] that does not wait, without the way there: `-EAGAIN` if there is no
-/// room.
-#[inline]
-pub fn send_now(fd: RawFd, buf: &[u8], flags: i32) -> i32 {
-    let flags = flags | libc::MSG_DONTWAIT | QUIET;
-    loop {
-        // SAFETY: pointer and length are those of a slice that outlives the call.
-        let res = landed(unsafe {
-            libc::send(fd, buf.as_ptr().cast(), buf.len().min(MAX_TRANSFER), flags)
-        });
-        if res != -libc::EINTR {
-            return res;
-        }
-    }
-}
-
-/// [`perform`] of an [`Op::Recv`] that does not wait, without the way there: `-EAGAIN` if there is
-/// nothing.
-#[inline]
-pub fn recv_now(fd: RawFd, buf: &mut [u8]) -> i32 {
-    loop {
-        // SAFETY: pointer and length are those of a slice that outlives the call.
-        let res = landed(unsafe {
-            libc::recv(fd, buf.as_mut_ptr().cast(), buf.len().min(MAX_TRANSFER), libc::MSG_DONTWAIT)
-        });
-        if res != -libc::EINTR {
-            return res;
         }
     }
 }
@@ -190,7 +159,7 @@ pub(crate) unsafe fn once(op: &Op, blocking: bool) -> i32 {
             Op::Read { fd, buf, len, offset } => {
                 let len = len.min(MAX_TRANSFER);
                 if !blocking {
-                    return read_nowait(fd, buf, len, offset);
+                    return now::read(fd, buf, len, offset);
                 }
                 landed(match offset {
                     Op::CURRENT_POSITION => libc::read(fd, buf.cast(), len),
@@ -199,15 +168,13 @@ pub(crate) unsafe fn once(op: &Op, blocking: bool) -> i32 {
             }
             Op::Write { fd, buf, len, offset } => {
                 let len = len.min(MAX_TRANSFER);
-                without_sigpipe(|| {
-                    if !blocking {
-                        return write_nowait(fd, buf, len, offset);
-                    }
-                    landed(match offset {
-                        Op::CURRENT_POSITION => libc::write(fd, buf.cast(), len),
-                        offset => libc::pwrite(fd, buf.cast(), len, offset as libc::off_t),
-                    })
-                })
+                let write = || match offset {
+                    _ if !blocking => now::write(fd, buf, len, offset),
+                    Op::CURRENT_POSITION => landed(libc::write(fd, buf.cast(), len)),
+                    offset => landed(libc::pwrite(fd, buf.cast(), len, offset as libc::off_t)),
+                };
+                // What breaks has no offsets: pipes and sockets answer ESPIPE.
+                if offset == Op::CURRENT_POSITION { without_sigpipe(write) } else { write() }
             }
             Op::Sync { fd, data_only } => landed(sync(fd, data_only) as isize),
             Op::Open { dir, path, flags, mode } => {
@@ -330,30 +297,6 @@ pub(crate) fn is_direct(fd: RawFd) -> bool {
 fn has_flag(fd: RawFd, flag: i32) -> bool {
     // SAFETY: fcntl with integer arguments.
     unsafe { libc::fcntl(fd, libc::F_GETFL) & flag != 0 }
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-unsafe fn read_nowait(fd: RawFd, buf: *mut u8, len: usize, offset: u64) -> i32 {
-    let part = libc::iovec { iov_base: buf.cast(), iov_len: len };
-    // SAFETY: one vector, over the memory the caller promised. Offset -1 is the current position.
-    landed(unsafe { libc::preadv2(fd, &raw const part, 1, offset as i64, libc::RWF_NOWAIT) })
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-unsafe fn write_nowait(fd: RawFd, buf: *const u8, len: usize, offset: u64) -> i32 {
-    let part = libc::iovec { iov_base: buf.cast_mut().cast(), iov_len: len };
-    // SAFETY: as in `read_nowait`; the memory is only read.
-    landed(unsafe { libc::pwritev2(fd, &raw const part, 1, offset as i64, libc::RWF_NOWAIT) })
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-unsafe fn read_nowait(_fd: RawFd, _buf: *mut u8, _len: usize, _offset: u64) -> i32 {
-    -libc::EOPNOTSUPP
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-unsafe fn write_nowait(_fd: RawFd, _buf: *const u8, _len: usize, _offset: u64) -> i32 {
-    -libc::EOPNOTSUPP
 }
 
 /// write(2) has no flag against `SIGPIPE`, so the signal is held back around it and, if this write
