@@ -19,6 +19,13 @@ use crate::step::Pace;
 use crate::thread::{Crew, Plan};
 use crate::via::Via;
 
+/// After how many reads and writes of a batch an I/O thread enters the kernel.
+const DEVICE_BATCH: usize = 4;
+/// The same where who submits drives the ring. Cold reads, 32 in flight: 1.14 × a bare ring's with 4 and
+/// 1.18 with 2.
+#[cfg(target_os = "linux")]
+const DRIVERS_DEVICE_BATCH: usize = 2;
+
 /// The options of a [`Pool`]. Made by [`Pool::builder`].
 #[derive(Clone, Debug)]
 #[must_use = "an option changes nothing before `build`"]
@@ -30,6 +37,7 @@ pub struct Builder {
     channel: usize,
     slots: u32,
     pace: Pace,
+    device_batch: Option<usize>,
     balance: Balance,
     via: Via,
     processors: Vec<usize>,
@@ -52,11 +60,12 @@ impl Default for Builder {
                 spin: 1000,
                 adaptive: true,
                 completion_batch: 32,
-                device_batch: 4,
+                device_batch: DEVICE_BATCH,
                 most_in_flight: 4096,
                 completion_wait: Duration::from_secs(1),
                 channel_wait: Duration::from_secs(1),
             },
+            device_batch: None,
             balance: Balance::default(),
             via: Via::default(),
             processors: Vec::new(),
@@ -140,9 +149,9 @@ impl Builder {
 
     /// After how many reads and writes of one batch the kernel is entered: a device is kept waiting
     /// while more of them are prepared. Not while 32 or more are in flight already, which keep it busy.
-    /// Default 4.
+    /// Default 4; 2 for a [`Driver`], which nothing is handed over to meanwhile.
     pub fn device_batch(mut self, operations: usize) -> Builder {
-        self.pace.device_batch = operations;
+        self.device_batch = Some(operations);
         self
     }
 
@@ -219,14 +228,14 @@ impl Builder {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        let Pace { take, completion_batch, device_batch, most_in_flight, .. } = self.pace;
+        let Pace { take, completion_batch, most_in_flight, .. } = self.pace;
         match () {
             () if *self.threads.start() == 0 => Err("a pool wants at least one thread"),
             () if self.threads.is_empty() => Err("the range of threads is empty"),
             () if *self.threads.end() > 1024 => Err("more than 1,024 threads"),
             () if take == 0 => Err("take is 0: nothing would ever be submitted"),
             () if completion_batch == 0 => Err("completion_batch is 0: nothing would ever end"),
-            () if device_batch == 0 => Err("device_batch is 0"),
+            () if self.device_batch == Some(0) => Err("device_batch is 0"),
             () if most_in_flight == 0 => Err("in_flight is 0: nothing would ever be submitted"),
             () if self.slots == 0 => Err("slots is 0: there would be no room for any operation"),
             () if self.slots > 1 << 24 => Err("more than 16,777,216 slots"),
@@ -258,7 +267,7 @@ impl Builder {
     /// cannot be had.
     pub fn build(self) -> io::Result<Pool> {
         let (least, most) = (*self.threads.start(), *self.threads.end());
-        let pool = self.without_threads(most)?;
+        let pool = self.without_threads(most, DEVICE_BATCH)?;
         for number in 0..least {
             pool.0.crew.start_and_wait(number)?;
             pool.0.shared.active.store(number as u32 + 1, Ordering::Release);
@@ -283,7 +292,7 @@ impl Builder {
     /// the system says if it has no ring: then a pool with threads does the same.
     #[cfg(target_os = "linux")]
     pub fn build_driven(self) -> io::Result<(Pool, Driver)> {
-        let pool = self.threads(1).without_threads(1)?;
+        let pool = self.threads(1).without_threads(1, DRIVERS_DEVICE_BATCH)?;
         let driver = Driver::new(&pool.0.crew)?;
         pool.0.shared.active.store(1, Ordering::Release);
         pool.0.shared.all_have_registered();
@@ -291,9 +300,10 @@ impl Builder {
     }
 
     /// A pool with so many ports, which nobody serves yet.
-    fn without_threads(mut self, ports: usize) -> io::Result<Pool> {
+    fn without_threads(mut self, ports: usize, device_batch: usize) -> io::Result<Pool> {
         self.check().map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
         self.clamp();
+        self.pace.device_batch = self.device_batch.unwrap_or(device_batch);
         let least = *self.threads.start();
         let mut shared = Shared::new(self.slots, ports, self.channel, self.balance);
         shared.buffers = self.buffers;
