@@ -43,6 +43,7 @@ pub(super) enum Helper {
     Delete = 3,
     Nanoseconds = 5,
     CurrentProcess = 14,
+    ReadKernel = 113,
 }
 
 /// A place to jump to.

@@ -7,6 +7,7 @@
 mod assembler;
 mod programs;
 mod system;
+mod types;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +21,7 @@ use super::tracefs::Tracefs;
 use super::tree::descendants;
 use programs::{Calls, Maps, Operations, Thread, Wakes};
 use system::{ProgramKind, attach, attach_raw, load};
+use types::Types;
 
 /// Programs that count, until this is dropped.
 #[derive(Debug)]
@@ -38,14 +40,14 @@ impl KernelCounter {
         numbers_are_the_kernels()?;
         let &first =
             processes.first().ok_or_else(|| io::Error::other("there is nothing to count"))?;
-        let maps = Maps::new()?;
+        let maps = Maps::new(first)?;
         for &process in processes {
             maps.watch(process)?;
         }
         let everything = depth == Depth::Everything;
         let mut hooks = Vec::new();
         let ends = everything.then(|| (c"sys_exit", programs::call_ends(&maps)));
-        let begins = (c"sys_enter", programs::call_begins(&maps, first, everything));
+        let begins = (c"sys_enter", programs::call_begins(&maps, everything));
         for (name, code) in ends.into_iter().chain([begins]) {
             let program = load(ProgramKind::RawTracepoint, &code)?;
             hooks.push(attach_raw(name, program.as_fd())?);
@@ -57,17 +59,22 @@ impl KernelCounter {
             sees_wakes: false,
             missing: Vec::new(),
         };
+        // What lands is known only by its record.
+        counter.sees_ring = !everything && counter.watch_submissions().is_ok();
         match Tracefs::open() {
             Ok(tracefs) => {
-                counter.sees_ring = counter.watch_rings(&tracefs, everything);
+                counter.sees_ring = counter.sees_ring || counter.watch_rings(&tracefs, everything);
                 counter.sees_wakes = everything && counter.watch_wakes(&tracefs);
                 counter.watch_children(&tracefs);
                 // Children that were made before the programs hung are not known to them, nor are theirs.
                 while counter.take_in_descendants(processes)? {}
             }
-            Err(error) => counter.missing.push(format!(
-                "operations of io_uring, wake-ups and children that are made later: {error}"
-            )),
+            Err(error) => {
+                let rings = if counter.sees_ring { "" } else { "operations of io_uring, " };
+                counter
+                    .missing
+                    .push(format!("{rings}wake-ups and children that are made later: {error}"));
+            }
         }
         Ok(counter)
     }
@@ -75,6 +82,15 @@ impl KernelCounter {
     /// What cannot be counted, and why.
     pub(super) fn missing(&self) -> &[String] {
         &self.missing
+    }
+
+    /// Counts operations as they are submitted, for less than half of what [`watch_rings`](Self::watch_rings)
+    /// takes.
+    fn watch_submissions(&mut self) -> io::Result<()> {
+        let code = programs::operation_is_handed_over(&self.maps, &Types::of_the_kernel()?)?;
+        let program = load(ProgramKind::RawTracepoint, &code)?;
+        self._hooks.push(attach_raw(c"io_uring_submit_req", program.as_fd())?);
+        Ok(())
     }
 
     fn watch_rings(&mut self, tracefs: &Tracefs, landings: bool) -> bool {

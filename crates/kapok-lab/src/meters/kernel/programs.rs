@@ -17,10 +17,11 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::assembler::{
-    Assembler, FRAME, Helper, Label, R0, R1, R6, R7, R8, When::AtMost, When::Equal, When::NotEqual,
-    When::SignedAtLeast, Width::Byte, Width::Double, Width::Word,
+    Assembler, FRAME, Helper, Label, R0, R1, R2, R3, R6, R7, R8, When::AtMost, When::Equal,
+    When::NotEqual, When::SignedAtLeast, Width::Byte, Width::Double, Width::Word,
 };
 use super::system::{Map, MapKind};
+use super::types::Types;
 use crate::meters::tracefs::Tracefs;
 
 /// Processes and threads that can be watched at once.
@@ -76,6 +77,8 @@ pub(super) struct Wakes {
 
 #[derive(Debug)]
 pub(super) struct Maps {
+    /// One of the processes that are watched, known without a look.
+    first: u32,
     pub(super) processes: Map<u32, u32>,
     pub(super) threads: Map<u32, Thread>,
     pub(super) calls: Map<u32, Calls>,
@@ -86,8 +89,9 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    pub(super) fn new() -> io::Result<Maps> {
+    pub(super) fn new(first: u32) -> io::Result<Maps> {
         Ok(Maps {
+            first,
             processes: Map::new(MapKind::Hash, PROCESSES)?,
             threads: Map::new(MapKind::Hash, THREADS)?,
             calls: Map::new(MapKind::PerProcessorArray, CALLS)?,
@@ -116,22 +120,21 @@ fn identify(program: &mut Assembler) {
 
 /// Goes on if the running process is watched.
 fn unless_watched(program: &mut Assembler, maps: &Maps, to: Label) {
+    let ours = program.label();
     identify(program);
+    program.jump_if(R0, Equal, maps.first as i32, ours);
     program.lookup(maps.processes.as_fd(), PROCESS);
     program.jump_if(R0, Equal, 0, to);
+    program.place(ours);
 }
 
-/// At `raw_syscalls:sys_enter`, whose arguments are the registers and the number of the call. `first` is
-/// one of the processes, known without a look. With `times`, those of some calls are taken.
-pub(super) fn call_begins(maps: &Maps, first: u32, times: bool) -> Vec<u64> {
+/// At `raw_syscalls:sys_enter`, whose arguments are the registers and the number of the call. With `times`,
+/// those of some calls are taken.
+pub(super) fn call_begins(maps: &Maps, times: bool) -> Vec<u64> {
     let mut program = Assembler::default();
-    let (ours, timed, end) = (program.label(), program.label(), program.label());
+    let (timed, end) = (program.label(), program.label());
     program.copy(R6, R1);
-    identify(&mut program);
-    program.jump_if(R0, Equal, first as i32, ours);
-    program.lookup(maps.processes.as_fd(), PROCESS);
-    program.jump_if(R0, Equal, 0, end);
-    program.place(ours);
+    unless_watched(&mut program, maps, end);
     program.load(Double, R7, R6, 8);
     program.store(Word, FRAME, KEY, R7);
     program.lookup(maps.calls.as_fd(), KEY);
@@ -212,7 +215,35 @@ pub(super) fn call_ends(maps: &Maps) -> Vec<u64> {
     program.finish(end)
 }
 
-/// At `io_uring:io_uring_submit_req`. With `landings`, it leaves word of what lands later.
+/// At `io_uring:io_uring_submit_req`, which hands over its argument: no record of it is made, as for the
+/// program below.
+pub(super) fn operation_is_handed_over(maps: &Maps, types: &Types) -> io::Result<Vec<u64>> {
+    if !types.hands_over("io_uring_submit_req", "io_kiocb") {
+        return Err(io::Error::other(
+            "this kernel's io_uring_submit_req hands over something else",
+        ));
+    }
+    let operation = types.offset("io_kiocb", "opcode", 1)?;
+    let mut program = Assembler::default();
+    let end = program.label();
+    program.copy(R6, R1);
+    unless_watched(&mut program, maps, end);
+    program.set(R1, 0);
+    program.store(Word, FRAME, KEY, R1);
+    program.copy(R1, FRAME);
+    program.add(R1, i32::from(KEY));
+    program.set(R2, 1);
+    program.load(Double, R3, R6, 0);
+    program.add(R3, operation);
+    program.call(Helper::ReadKernel);
+    program.lookup(maps.ring.as_fd(), KEY);
+    program.jump_if(R0, Equal, 0, end);
+    program.set(R1, 1);
+    program.count(R0, 0, R1);
+    Ok(program.finish(end))
+}
+
+/// At `io_uring:io_uring_submit_req`, by its record. With `landings`, it leaves word of what lands later.
 pub(super) fn operation_begins(
     maps: &Maps,
     tracefs: &Tracefs,
