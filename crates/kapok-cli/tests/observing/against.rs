@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kapok_lab::Model;
-use kapok_lab::meters::{Census, Counts, Depth, Socket, Sockets, call_name};
+use kapok_lab::meters::{Census, Counts, Depth, RingCount, Socket, Sockets, call_name};
 use serde_json::Value;
 
 use crate::servers::{MESSAGE, Server, exchange, is_root, is_there, kapok, scratch, text, until};
@@ -23,14 +23,14 @@ const TIMES: usize = 300;
 /// Connections that come and go meanwhile, where accepting is counted too.
 const CONNECTIONS: usize = 7;
 
-/// What was counted of `server` while it answered and took in so many `connections`, by us and by
+/// What was counted of `server` while it answered and took in so many `connections`, by us at each depth and by
 /// `counter`, which is to watch it by the time `ready` says so and prints when it is interrupted.
 fn both(
     server: &Server,
     connections: usize,
     mut counter: Command,
     ready: impl Fn(&Child) -> bool,
-) -> (Counts, String) {
+) -> ([Counts; 2], String) {
     let mut stream = server.connect();
     exchange(&mut stream, MESSAGE, 64, 5);
     let mut other =
@@ -40,8 +40,9 @@ fn both(
         ready(&other)
     });
     thread::sleep(Duration::from_millis(300));
-    let mut census = Census::in_kernel(&[server.pid()], Depth::Everything).unwrap();
-    let before = census.read().unwrap();
+    let mut both = [Depth::Everything, Depth::Counts]
+        .map(|depth| Census::in_kernel(&[server.pid()], depth).unwrap());
+    let before = both.each_mut().map(|census| census.read().unwrap());
     exchange(&mut stream, MESSAGE, 64, TIMES);
     let mut more: Vec<_> = (0..connections).map(|_| server.connect()).collect();
     for stream in &mut more {
@@ -53,7 +54,10 @@ fn both(
     until("the end of all but one connection", || in_ours(server.pid(), "tcp").len() == 2);
     // What the server does after its last reply belongs to it.
     thread::sleep(Duration::from_millis(100));
-    let counts = census.read().unwrap().since(&before);
+    let mut before = before.iter();
+    let counts = both
+        .each_mut()
+        .map(|census| census.read().unwrap().since(before.next().expect("one for each")));
     // SAFETY: only numbers are passed; the child is ours and not reaped.
     unsafe { libc::kill(other.id() as libc::pid_t, libc::SIGINT) };
     let mut said = String::new();
@@ -96,7 +100,7 @@ fn system_calls_are_those_that_strace_counts() {
         let server = Server::kapok(&model.to_string());
         let mut strace = Command::new("strace");
         strace.args(["-c", "-f", "-p", &server.pid().to_string()]);
-        let (counts, report) = both(&server, CONNECTIONS, strace, |_| {
+        let ([counts, alone], report) = both(&server, CONNECTIONS, strace, |_| {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
             tasks.map_while(Result::ok).all(|task| {
                 let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
@@ -113,6 +117,8 @@ fn system_calls_are_those_that_strace_counts() {
         for call in io.into_iter().chain(["accept4", "epoll_ctl"]) {
             if !asks_on.contains(&call) {
                 assert_eq!(of_us(call), in_strace(&report, call).0, "{model} {call}: {report}");
+                let alone = by_name(&alone).get(call).copied();
+                assert_eq!(alone.unwrap_or(0), of_us(call), "{model} {call}, counts alone");
             }
         }
         let all: u64 = io.iter().map(|call| of_us(call)).sum();
@@ -170,12 +176,19 @@ fn operations_of_rings_are_those_that_the_tracepoints_count() {
         let server = Server::kapok(model);
         let events = "io_uring:io_uring_submit_req,io_uring:io_uring_complete";
         let perf = perf(&format!("stat -x, -e {events} -p {}", server.pid()));
-        let (counts, report) = both(&server, 0, perf, has_counters);
+        let ([counts, alone], report) = both(&server, 0, perf, has_counters);
         let of_perf = |event: &str| -> u64 {
             let line = report.lines().find(|line| line.contains(event)).expect(&report);
             line.split(',').next().unwrap().parse().unwrap_or(0)
         };
         let ring = counts.ring.unwrap();
+        let submissions = |ring: &BTreeMap<u8, RingCount>| -> BTreeMap<u8, u64> {
+            let them = ring.iter().map(|(&number, operation)| (number, operation.submitted));
+            them.filter(|&(_, submitted)| submitted > 0).collect()
+        };
+        // Another program counts where nothing but counts is asked for.
+        let alone = alone.ring.unwrap();
+        assert_eq!(submissions(&alone), submissions(&ring), "{model}, counts alone");
         let submitted: u64 = ring.values().map(|operation| operation.submitted).sum();
         let landed: u64 = ring.values().map(|operation| operation.landed).sum();
         assert_eq!(submitted, of_perf("submit_req"), "{model}: {ring:?} {report}");
@@ -201,7 +214,7 @@ fn perf_trace_counts_the_same_calls() {
     // perf has its counters a moment before it enables them, and may miss the first call.
     let differences = || {
         let trace = perf(&format!("trace -s -p {}", server.pid()));
-        let (counts, report) = both(&server, 0, trace, has_counters);
+        let ([counts, _], report) = both(&server, 0, trace, has_counters);
         let ours = by_name(&counts);
         let differs = |call: &&str| {
             let line = report.lines().find(|line| line.trim_start().starts_with(call));

@@ -459,9 +459,10 @@ mod tests {
     #[test]
     fn operations_of_a_ring_are_counted_by_kind() {
         let Some(mut census) = own() else { return };
-        assert_eq!(census.missing(), [""; 0]);
+        let mut alone = Census::in_kernel(&[std::process::id()], Depth::Counts).unwrap();
+        assert_eq!((census.missing(), alone.missing()), (&[][..], &[][..]));
         let Ok(mut ring) = io_uring::IoUring::new(64) else { return };
-        let before = census.read().unwrap();
+        let before = (census.read().unwrap(), alone.read().unwrap());
         for _ in 0..10 {
             for index in 0..50 {
                 let entry = if index < 40 {
@@ -475,11 +476,16 @@ mod tests {
             ring.submit_and_wait(50).unwrap();
             assert_eq!(ring.completion().count(), 50);
         }
-        let operations = census.read().unwrap().since(&before).ring.unwrap();
+        let operations = census.read().unwrap().since(&before.0).ring.unwrap();
         let nop = operations[&io_uring::opcode::Nop::CODE];
         assert_eq!((nop.submitted, nop.landed, nop.errors), (400, 400, 0));
         let fsync = operations[&io_uring::opcode::Fsync::CODE];
         assert_eq!((fsync.submitted, fsync.landed, fsync.errors), (100, 100, 100));
+        // Counts alone have the submissions, from another program.
+        let operations = alone.read().unwrap().since(&before.1).ring.unwrap();
+        let of = |code: u8| (operations[&code].submitted, operations[&code].landed);
+        assert_eq!(of(io_uring::opcode::Nop::CODE), (400, 0));
+        assert_eq!(of(io_uring::opcode::Fsync::CODE), (100, 0));
     }
 
     #[test]

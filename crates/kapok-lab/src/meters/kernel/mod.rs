@@ -242,3 +242,44 @@ fn numbers_are_the_kernels() -> io::Result<()> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use io_uring::opcode::SyncFileRange;
+
+    use super::*;
+
+    #[test]
+    fn submissions_are_counted_where_they_are_handed_over() {
+        // SAFETY: it takes nothing and changes nothing.
+        if unsafe { libc::geteuid() } != 0 || !Path::new("/sys/kernel/btf/vmlinux").exists() {
+            return;
+        }
+        let Ok(mut ring) = io_uring::IoUring::new(8) else { return };
+        let mut counter = KernelCounter::of(&[std::process::id()], Depth::Everything).unwrap();
+        let submitted = |counter: &KernelCounter| {
+            let operations = counter.read().unwrap().ring.unwrap();
+            operations.get(&SyncFileRange::CODE).map_or(0, |operation| operation.submitted)
+        };
+        let mut submit = |times| {
+            for _ in 0..times {
+                // Nothing else in this process does so.
+                let entry = SyncFileRange::new(io_uring::types::Fd(-1), 0).build();
+                // SAFETY: the operation takes no memory, and there is no such descriptor.
+                unsafe { ring.submission().push(&entry).unwrap() };
+                ring.submit_and_wait(1).unwrap();
+                assert_eq!(ring.completion().count(), 1);
+            }
+        };
+        let before = submitted(&counter);
+        submit(300);
+        assert_eq!(submitted(&counter) - before, 300);
+        // Beside the program on the record, the one that counts alone: both count each.
+        counter.watch_submissions().unwrap();
+        let before = submitted(&counter);
+        submit(300);
+        assert_eq!(submitted(&counter) - before, 600);
+    }
+}
