@@ -11,7 +11,7 @@ use crate::compare::MARGIN;
 /// What a handler computes that asks a database. The measured handler has none of it.
 const BESIDE_AN_ORM: &str = "a driver or an ORM in the handler computes on top of this, about as much on threads \
      as on fibers: beside Diesel, fibers spare up to a fifth of the threads' CPU time with 50 connections, which is \
-     hardly worth a change, and a quarter to a half with 5,000; an async driver costs otherwise \
+     hardly worth a change, and a quarter to a third with 5,000; an async driver costs otherwise \
      (docs/design/orm.md)";
 
 /// Everything that speaks against the advice, the measured first.
