@@ -25,6 +25,10 @@ pub(crate) const SERVERS: &[&str] = &[
     "may",
 ];
 
+/// Other ways for the loop by hand, measured where they are named.
+pub(crate) const VARIANTS: &[&str] =
+    &["uring-bundles", "uring-once", "uring-own", "uring-sends", "uring-table"];
+
 /// One column of the table.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {

@@ -22,7 +22,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kapok_lab::compare;
 
-use cases::{BASELINE, CASES, Case, Effort, SERVERS};
+use cases::{BASELINE, CASES, Case, Effort, SERVERS, VARIANTS};
 
 /// Compares Kapok's servers with others, and prints the tables as Markdown.
 #[derive(Parser)]
@@ -81,14 +81,16 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     if arguments.list || chosen.is_empty() {
         let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
         println!("cases: {}\nservers: {}", names.join(", "), SERVERS.join(", "));
+        println!("by name: {}", VARIANTS.join(", "));
         return if chosen.is_empty() { Err(io::Error::other("no such case")) } else { Ok(()) };
     }
     let mut servers = arguments.servers.clone();
     if servers.is_empty() {
         servers = SERVERS.iter().map(|&name| name.to_owned()).collect();
     }
-    if let Some(unknown) = servers.iter().find(|name| !SERVERS.contains(&name.as_str())) {
-        return Err(io::Error::other(format!("no server {unknown}: {}", SERVERS.join(", "))));
+    let known = [SERVERS, VARIANTS].concat();
+    if let Some(unknown) = servers.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(io::Error::other(format!("no server {unknown}: {}", known.join(", "))));
     }
     if !servers.iter().any(|name| name == BASELINE) {
         servers.push(BASELINE.to_owned());

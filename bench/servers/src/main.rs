@@ -27,6 +27,7 @@ use clap::{Parser, ValueEnum};
 use kapok_lab::{Model, ServeConfig, Stop};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use uring::Way;
 use work::{Speech, Work};
 
 /// What the lab's own models listen with.
@@ -64,8 +65,18 @@ enum Runtime {
     FiberUringPooled,
     /// The same, receiving into buffers of the loop's.
     FiberEpollPooled,
-    /// io_uring by hand.
+    /// io_uring by hand: multishot receives into provided buffers, direct sends.
     Uring,
+    /// The same, with receives that may fill several buffers at once.
+    UringBundles,
+    /// The same, with a receive for each message.
+    UringOnce,
+    /// A receive for each message into a buffer of the connection's own.
+    UringOwn,
+    /// Multishot receives, and sends through the ring.
+    UringSends,
+    /// The same on descriptors of the ring's own table.
+    UringTable,
     /// epoll by hand.
     Epoll,
     Mio,
@@ -91,7 +102,12 @@ fn main() -> io::Result<()> {
         Runtime::FiberEpoll => kapok::serve(listener, work, Kind::Epoll, threads, false),
         Runtime::FiberUringPooled => kapok::serve(listener, work, Kind::Uring, threads, true),
         Runtime::FiberEpollPooled => kapok::serve(listener, work, Kind::Epoll, threads, true),
-        Runtime::Uring => uring::serve(listener, &work),
+        Runtime::Uring => uring::serve(listener, &work, Way::Multishot),
+        Runtime::UringBundles => uring::serve(listener, &work, Way::Bundles),
+        Runtime::UringOnce => uring::serve(listener, &work, Way::Once),
+        Runtime::UringOwn => uring::serve(listener, &work, Way::Own),
+        Runtime::UringSends => uring::serve(listener, &work, Way::Sends),
+        Runtime::UringTable => uring::serve(listener, &work, Way::Table),
         Runtime::Epoll => epoll::serve(listener, &work),
         Runtime::Tokio => tokio::serve(listener, work, threads),
         Runtime::Monoio => monoio::serve(listener, work),

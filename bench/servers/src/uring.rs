@@ -2,7 +2,7 @@
 //! by a direct call that does not wait, one enter a round.
 //!
 //! A reply for which there is no room goes through the ring, and what is received meanwhile waits
-//! for it to be gone.
+//! for it to be gone. [`Way`] has other ways to do the same, to be measured beside that one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,21 +12,53 @@ use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::squeue::Entry;
-use io_uring::types::{BufRingEntry, Fd};
-use io_uring::{IoUring, cqueue, opcode};
+use io_uring::types::{BufRingEntry, Fd, Fixed};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use crate::work::{Replies, Speech, Work};
 
 const BUFFERS: u16 = 1024;
 const GROUP: u16 = 0;
 
+/// Places of the ring's own table of descriptors: connections beyond it are not accepted.
+const TABLE: u32 = 16 * 1024;
+
 const ACCEPT: u64 = 1 << 32;
 const RECEIVE: u64 = 2 << 32;
 const SEND: u64 = 3 << 32;
+const CLOSE: u64 = 4 << 32;
 const KIND: u64 = !0 << 32;
 
+/// How the loop receives and sends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Multishot receives into provided buffers, direct sends.
+    Multishot,
+    /// The same, with receives that may fill several buffers at once.
+    Bundles,
+    /// A receive for each message, into a provided buffer.
+    Once,
+    /// A receive for each message, into a buffer of the connection's own.
+    Own,
+    /// Multishot receives, and sends through the ring.
+    Sends,
+    /// The same on direct descriptors: no system call knows them, so all goes through the ring.
+    Table,
+}
+
+/// Where the kernel finds a connection.
+enum Socket {
+    Stream(TcpStream),
+    /// A place of the ring's table.
+    Place(u32),
+}
+
 struct Connection {
-    stream: TcpStream,
+    socket: Socket,
+    /// What [`Way::Own`] receives into. It stays in place until the connection is gone.
+    own: Vec<u8>,
+    /// Whether sends are tried by a direct call first.
+    direct: bool,
     replies: Replies,
     /// What the ring is sending, from `sent` on. It stays in place until the send has landed.
     sending: Vec<u8>,
@@ -37,7 +69,7 @@ struct Connection {
     over: bool,
 }
 
-pub(crate) fn serve(listener: TcpListener, work: &Work) -> io::Result<()> {
+pub(crate) fn serve(listener: TcpListener, work: &Work, way: Way) -> io::Result<()> {
     let ring = IoUring::builder()
         .setup_single_issuer()
         .setup_coop_taskrun()
@@ -45,10 +77,14 @@ pub(crate) fn serve(listener: TcpListener, work: &Work) -> io::Result<()> {
         .setup_cqsize(16_384)
         .build(1024)?;
     let buffers = Buffers::new(&ring, work.buffer_bytes)?;
+    if way == Way::Table {
+        ring.submitter().register_files_sparse(TABLE)?;
+    }
     let mut event_loop = Loop {
         ring,
         buffers,
         work,
+        way,
         listener: listener.as_raw_fd(),
         connections: Vec::new(),
         free: Vec::new(),
@@ -72,6 +108,7 @@ struct Loop<'a> {
     ring: IoUring,
     buffers: Buffers,
     work: &'a Work,
+    way: Way,
     listener: RawFd,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
@@ -80,7 +117,7 @@ struct Loop<'a> {
 
 impl Loop<'_> {
     fn push(&mut self, entry: &Entry) -> io::Result<()> {
-        // SAFETY: entries name no memory but what `Connection::sending` keeps in place.
+        // SAFETY: entries name no memory but what `Connection::sending` and `own` keep in place.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             self.ring.submit()?;
         }
@@ -88,15 +125,35 @@ impl Loop<'_> {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        let entry = opcode::AcceptMulti::new(Fd(self.listener)).flags(libc::SOCK_CLOEXEC).build();
-        self.push(&entry.user_data(ACCEPT))
+        let accept = opcode::AcceptMulti::new(Fd(self.listener));
+        let accept = match self.way {
+            Way::Table => accept.allocate_file_index(true),
+            _ => accept.flags(libc::SOCK_CLOEXEC),
+        };
+        self.push(&accept.build().user_data(ACCEPT))
     }
 
     fn receive(&mut self, place: usize) -> io::Result<()> {
         let Some(connection) = &mut self.connections[place] else { return Ok(()) };
         connection.receiving = true;
-        let fd = Fd(connection.stream.as_raw_fd());
-        let entry = opcode::RecvMulti::new(fd, GROUP).build();
+        let (memory, len) = (connection.own.as_mut_ptr(), self.work.buffer_bytes as u32);
+        let entry = match (&connection.socket, self.way) {
+            (Socket::Place(number), _) => opcode::RecvMulti::new(Fixed(*number), GROUP).build(),
+            (Socket::Stream(stream), way) => {
+                let fd = Fd(stream.as_raw_fd());
+                match way {
+                    Way::Bundles => opcode::RecvMultiBundle::new(fd, GROUP).build(),
+                    Way::Own => opcode::Recv::new(fd, memory, len).build(),
+                    Way::Once => opcode::Recv::new(fd, ptr::null_mut(), len)
+                        .buf_group(GROUP)
+                        .build()
+                        .flags(squeue::Flags::BUFFER_SELECT),
+                    Way::Multishot | Way::Sends | Way::Table => {
+                        opcode::RecvMulti::new(fd, GROUP).build()
+                    }
+                }
+            }
+        };
         self.push(&entry.user_data(RECEIVE | place as u64))
     }
 
@@ -105,6 +162,7 @@ impl Loop<'_> {
         match completion.user_data() & KIND {
             RECEIVE => self.received(place, completion.result(), completion.flags()),
             SEND => self.sent(place, completion.result()),
+            CLOSE => Ok(()),
             _ => self.accepted(completion.result(), completion.flags()),
         }
     }
@@ -113,13 +171,20 @@ impl Loop<'_> {
         if result < 0 {
             return Err(io::Error::from_raw_os_error(-result));
         }
+        let socket = match self.way {
+            Way::Table => Socket::Place(result as u32),
+            // SAFETY: a descriptor that the kernel just made for this completion alone.
+            _ => Socket::Stream(unsafe { TcpStream::from_raw_fd(result) }),
+        };
+        let own = if self.way == Way::Own { vec![0; self.work.buffer_bytes] } else { Vec::new() };
         let place = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
             self.connections.len() - 1
         });
         self.connections[place] = Some(Connection {
-            // SAFETY: a descriptor that the kernel just made for this completion alone.
-            stream: unsafe { TcpStream::from_raw_fd(result) },
+            socket,
+            own,
+            direct: !matches!(self.way, Way::Sends | Way::Table),
             replies: self.work.replies(),
             sending: Vec::new(),
             sent: 0,
@@ -136,26 +201,46 @@ impl Loop<'_> {
         connection.receiving = cqueue::more(flags);
         match result {
             1.. => {
-                let id = cqueue::buffer_select(flags).expect("a receive names its buffer");
-                let bytes = self.buffers.bytes(id, result as usize);
-                let answers = match self.work.speech {
-                    Speech::Echo => bytes,
-                    Speech::Http => {
-                        self.replies.clear();
-                        connection.over |= !connection.replies.answer(bytes, &mut self.replies);
-                        &self.replies
+                let (mut left, mut id) = (result as usize, cqueue::buffer_select(flags));
+                while left > 0 {
+                    let count = left.min(self.work.buffer_bytes);
+                    if let Some(entry) = self.answer(place, id, count) {
+                        self.push(&entry)?;
                     }
-                };
-                let entry = connection.answer(answers, place);
-                self.buffers.recycle(id);
-                if let Some(entry) = entry {
-                    self.push(&entry)?;
+                    left -= count;
+                    // A bundle fills buffers in the order in which they were given, which is that of
+                    // their numbers: they are given back in the order in which they came.
+                    id = id.map(|id| (id + 1) & (BUFFERS - 1));
                 }
             }
             _ if result == -libc::ENOBUFS => {}
             _ => connection.over = true,
         }
         self.go_on(place)
+    }
+
+    /// Answers what was received into a provided buffer, or without one into the connection's own.
+    fn answer(&mut self, place: usize, id: Option<u16>, count: usize) -> Option<Entry> {
+        let connection = self.connections[place].as_mut()?;
+        let own = std::mem::take(&mut connection.own);
+        let bytes = match id {
+            Some(id) => self.buffers.bytes(id, count),
+            None => &own[..count],
+        };
+        let answers = match self.work.speech {
+            Speech::Echo => bytes,
+            Speech::Http => {
+                self.replies.clear();
+                connection.over |= !connection.replies.answer(bytes, &mut self.replies);
+                &self.replies
+            }
+        };
+        let entry = connection.answer(answers, place);
+        connection.own = own;
+        if let Some(id) = id {
+            self.buffers.recycle(id);
+        }
+        entry
     }
 
     fn sent(&mut self, place: usize, result: i32) -> io::Result<()> {
@@ -169,7 +254,8 @@ impl Loop<'_> {
             }
         }
         if connection.sent == connection.sending.len() {
-            connection.sending = connection.next.drain(..).collect();
+            connection.sending.clear();
+            connection.sending.extend(connection.next.drain(..));
             connection.sent = 0;
         }
         if let Some(entry) = connection.send(place) {
@@ -182,39 +268,55 @@ impl Loop<'_> {
     fn go_on(&mut self, place: usize) -> io::Result<()> {
         let Some(connection) = &self.connections[place] else { return Ok(()) };
         if connection.receiving {
-            return if connection.over && connection.sending.is_empty() {
-                // The receive that is armed ends with the connection.
-                connection.stream.shutdown(std::net::Shutdown::Both).or(Ok(()))
-            } else {
-                Ok(())
+            if !connection.over || !connection.sending.is_empty() {
+                return Ok(());
+            }
+            // The receive that is armed ends with the connection.
+            return match &connection.socket {
+                Socket::Stream(stream) => stream.shutdown(std::net::Shutdown::Both).or(Ok(())),
+                Socket::Place(number) => {
+                    let both = opcode::Shutdown::new(Fixed(*number), libc::SHUT_RDWR).build();
+                    self.push(&both.user_data(CLOSE))
+                }
             };
         }
         if !connection.over {
             return self.receive(place);
         }
-        if connection.sending.is_empty() {
-            self.connections[place] = None;
-            self.free.push(place);
+        if !connection.sending.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let gone = self.connections[place].take().map(|connection| connection.socket);
+        self.free.push(place);
+        match gone {
+            Some(Socket::Place(number)) => {
+                self.push(&opcode::Close::new(Fixed(number)).build().user_data(CLOSE))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 impl Connection {
-    /// Sends what it can at once. What is left is for the ring.
+    /// Sends what it can at once, if it may. What is left is for the ring.
     fn answer(&mut self, bytes: &[u8], place: usize) -> Option<Entry> {
         if !self.sending.is_empty() {
             self.next.extend(bytes);
             return None;
         }
-        // SAFETY: pointer and length are those of a slice that outlives the call.
-        let sent = unsafe {
-            libc::send(
-                self.stream.as_raw_fd(),
-                bytes.as_ptr().cast(),
-                bytes.len(),
-                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-            )
+        let sent = match &self.socket {
+            Socket::Stream(stream) if self.direct => {
+                // SAFETY: pointer and length are those of a slice that outlives the call.
+                unsafe {
+                    libc::send(
+                        stream.as_raw_fd(),
+                        bytes.as_ptr().cast(),
+                        bytes.len(),
+                        libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                    )
+                }
+            }
+            _ => 0,
         };
         if sent == bytes.len() as isize {
             return None;
@@ -229,12 +331,15 @@ impl Connection {
 
     fn send(&self, place: usize) -> Option<Entry> {
         let bytes = &self.sending[self.sent..];
-        (!bytes.is_empty()).then(|| {
-            opcode::Send::new(Fd(self.stream.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
-                .flags(libc::MSG_NOSIGNAL)
-                .build()
-                .user_data(SEND | place as u64)
-        })
+        if bytes.is_empty() {
+            return None;
+        }
+        let (start, len) = (bytes.as_ptr(), bytes.len() as u32);
+        let send = match &self.socket {
+            Socket::Stream(stream) => opcode::Send::new(Fd(stream.as_raw_fd()), start, len),
+            Socket::Place(number) => opcode::Send::new(Fixed(*number), start, len),
+        };
+        Some(send.flags(libc::MSG_NOSIGNAL).build().user_data(SEND | place as u64))
     }
 }
 
