@@ -18,12 +18,13 @@ impl Case {
 }
 
 /// Name, workload and block size of each table.
-pub(crate) const GROUPS: [(&str, Workload, usize); 6] = [
+pub(crate) const GROUPS: [(&str, Workload, usize); 7] = [
     ("cold read", Workload::RandRead, 4096),
     ("cold write", Workload::RandWrite, 4096),
     ("warm read", Workload::CachedRead, 4096),
     ("sequential read", Workload::SeqRead, 128 << 10),
     ("write and fdatasync", Workload::Fsync, 4096),
+    ("write of O_DSYNC", Workload::Dsync, 4096),
     ("nop", Workload::Nop, 512),
 ];
 

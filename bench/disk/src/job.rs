@@ -78,9 +78,7 @@ pub(crate) fn open(path: &Path, workload: Workload) -> io::Result<std::fs::File>
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::File::options();
     options.read(true).write(workload.writes());
-    if workload.is_direct() {
-        options.custom_flags(libc::O_DIRECT);
-    }
+    options.custom_flags(workload.open_flags(workload.is_direct()));
     options.open(path)
 }
 

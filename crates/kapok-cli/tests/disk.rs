@@ -67,7 +67,7 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn every_operation_runs_in_every_way_and_is_one_line_of_json() {
     let place = Place::made("ways");
-    for op in ["randread", "randwrite", "seqread", "cachedread", "fsync", "nop"] {
+    for op in ["randread", "randwrite", "seqread", "cachedread", "fsync", "dsync", "nop"] {
         for via in ["auto", "caller", "ring", "thread"] {
             let run = |seconds: &str| -> (String, Value) {
                 let output = kapok(&[
@@ -131,7 +131,7 @@ fn what_was_read_is_verified() {
 #[test]
 fn what_was_written_is_read_back() {
     let place = Place::made("written");
-    for op in ["randwrite", "fsync"] {
+    for op in ["randwrite", "fsync", "dsync"] {
         let arguments = ["--file", place.path(), "--op", op, "--buffered", "--seconds", "0.1"];
         let report = text(&kapok(&arguments).stdout);
         assert!(report.contains("read back, every byte"), "{report}");
@@ -189,7 +189,7 @@ fn nothing_is_made_or_destroyed_unless_it_is_asked_for() {
 
     let mine = vec![42u8; 1 << 16];
     fs::write(&place.0, &mine).unwrap();
-    for op in ["randwrite", "fsync"] {
+    for op in ["randwrite", "fsync", "dsync"] {
         refused(&["--file", place.path(), "--op", op, "--buffered"], 1, &["--overwrite"]);
     }
     refused(&["--file", place.path(), "--size", "1M"], 1, &["65536", "1048576"]);

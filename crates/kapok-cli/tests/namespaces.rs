@@ -1,8 +1,9 @@
 //! The same comparison on loopback and between two network namespaces.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -99,4 +100,96 @@ fn an_unknown_network_is_a_wrong_use() {
     let said = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("known are loopback, veth"), "{said}");
+}
+
+/// Two namespaces that a pair of devices joins, and what runs in them.
+struct Pair {
+    names: [String; 2],
+    server: Option<Child>,
+}
+
+impl Pair {
+    const HOSTS: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+
+    fn new() -> Pair {
+        let names = ["a", "b"].map(|which| format!("kapok-load-{}-{which}", std::process::id()));
+        let pair = Pair { names, server: None };
+        for name in &pair.names {
+            ip(&["netns", "add", name]);
+        }
+        let [a, b] = &pair.names;
+        let ends = ["link", "add", "kapok0", "netns", a, "type", "veth", "peer", "kapok0"];
+        ip(&[&ends[..], &["netns", b]].concat());
+        for (name, host) in pair.names.iter().zip(Pair::HOSTS) {
+            ip(&["-n", name, "address", "add", &format!("{host}/24"), "dev", "kapok0"]);
+            ip(&["-n", name, "link", "set", "kapok0", "up"]);
+        }
+        pair
+    }
+
+    /// What runs `kapok` in one of them.
+    fn kapok(&self, which: usize, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.names[which], KAPOK]).args(arguments);
+        command.env_remove("KAPOK_LOG");
+        command
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "delete", name]).output();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let done = Command::new("ip").args(arguments).output().unwrap();
+    assert!(done.status.success(), "ip {arguments:?}: {}", text(&done.stderr));
+}
+
+#[test]
+fn a_load_from_another_namespace_reaches_a_server_and_several_are_one() {
+    if let Err(why) = possible() {
+        eprintln!("SKIPPED: {why}");
+        return;
+    }
+    let mut pair = Pair::new();
+    let addr = format!("{}:0", Pair::HOSTS[0]);
+    let serve = ["serve", "--model", "fiber", "--protocol", "echo", "--addr", &addr];
+    let mut server = pair.kapok(0, &serve).stdout(Stdio::piped()).spawn().unwrap();
+    let output = server.stdout.take().unwrap();
+    pair.server = Some(server);
+    let mut lines = BufReader::new(output).lines();
+    let addr = lines.find_map(|line| Some(line.ok()?.split_once("listening on ")?.1.to_owned()));
+    let addr = addr.expect("the server says where it listens");
+    let addr = addr.split_whitespace().next().unwrap();
+
+    let load = ["load", addr, "--protocol", "echo", "--connections", "8", "--seconds", "0.5"];
+    let loaded = pair.kapok(1, &[&load[..], &["--json"]].concat()).output().unwrap();
+    assert_eq!(loaded.status.code(), Some(0), "{}", text(&loaded.stderr));
+    let report: Value = serde_json::from_slice(&loaded.stdout).unwrap();
+    assert!(report["addr"].as_str().unwrap().starts_with(Pair::HOSTS[0]), "{report}");
+    assert!(report["requests"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["errors"].as_object().map(serde_json::Map::len).unwrap_or(0), 0, "{report}");
+
+    // One result of generators in both.
+    let part = |which: usize| {
+        let kapok = format!("ip netns exec {} {KAPOK} load {addr}", pair.names[which]);
+        format!("{kapok} --protocol echo --connections 4 --warmup 0.1 --seconds 0.5 --part")
+    };
+    let mut join = Command::new(KAPOK);
+    join.args(["load", "--json", "--join", &part(0), "--join", &part(1)]).env_remove("KAPOK_LOG");
+    let joined = join.output().unwrap();
+    assert_eq!(joined.status.code(), Some(0), "{}", text(&joined.stderr));
+    let report: Value = serde_json::from_slice(&joined.stdout).unwrap();
+    let parts = report["parts"].as_array().unwrap();
+    let requests = |part: &Value| part["requests"].as_u64().unwrap();
+    assert!(parts.len() == 2 && parts.iter().all(|part| requests(part) > 0), "{report}");
+    assert_eq!(requests(&report), parts.iter().map(requests).sum::<u64>(), "{report}");
 }

@@ -51,7 +51,7 @@ pub(crate) fn run(job: &Job, meter: &Meter) -> io::Result<()> {
             Workload::RandRead | Workload::SeqRead | Workload::CachedRead if !registers => {
                 push(&opcode::Read::new(raw, start, len).offset(offset).build().user_data(data))
             }
-            Workload::RandWrite if !registers => {
+            Workload::RandWrite | Workload::Dsync if !registers => {
                 push(&opcode::Write::new(raw, start, len).offset(offset).build().user_data(data))
             }
             Workload::Nop => push(&opcode::Nop::new().build().user_data(data)),
@@ -61,7 +61,7 @@ pub(crate) fn run(job: &Job, meter: &Meter) -> io::Result<()> {
                     .build()
                     .user_data(data),
             ),
-            Workload::RandWrite => push(
+            Workload::RandWrite | Workload::Dsync => push(
                 &opcode::WriteFixed::new(file, start, len, index)
                     .offset(offset)
                     .build()

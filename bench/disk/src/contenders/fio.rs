@@ -13,7 +13,7 @@ pub(crate) fn run(job: &Job) -> io::Result<Figures> {
     let mode = match workload {
         Workload::RandRead | Workload::CachedRead => "randread",
         Workload::SeqRead => "read",
-        Workload::RandWrite | Workload::Fsync => "randwrite",
+        Workload::RandWrite | Workload::Fsync | Workload::Dsync => "randwrite",
         Workload::Nop => return Err(io::Error::other("fio has no operation that does nothing")),
     };
     let output = Command::new("fio")
@@ -23,6 +23,7 @@ pub(crate) fn run(job: &Job) -> io::Result<Figures> {
         .arg(format!("--rw={mode}"))
         .arg(format!("--direct={}", u8::from(workload.is_direct())))
         .args((workload == Workload::Fsync).then_some("--fdatasync=1"))
+        .args((workload == Workload::Dsync).then_some("--sync=dsync"))
         .arg(format!("--filename={}", job.file.display()))
         .arg(format!("--size={}", job.file_bytes))
         .arg(format!("--bs={}", job.block))

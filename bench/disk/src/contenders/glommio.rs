@@ -15,6 +15,7 @@ pub(crate) fn run(job: &Job, meter: &Meter) -> io::Result<()> {
         if job.workload().is_direct() {
             let mut options = OpenOptions::new();
             options.read(true).write(job.workload().writes());
+            options.custom_flags(job.workload().open_flags(true));
             let file = Rc::new(options.dma_open(&job.file).await.map_err(failed)?);
             each(job, |worker| direct(job.clone(), meter.clone(), worker, Rc::clone(&file))).await
         } else {
@@ -46,7 +47,7 @@ async fn direct(job: Job, meter: Meter, worker: usize, file: Rc<DmaFile>) -> io:
     let mut course = job.course(worker);
     loop {
         let offset = course.draw();
-        if job.workload() == Workload::RandWrite {
+        if job.workload().writes() {
             let buffer = file.alloc_dma_buffer(job.block);
             course.check_len(file.write_at(buffer, offset).await.map_err(failed)?);
         } else {

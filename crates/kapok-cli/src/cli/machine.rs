@@ -28,6 +28,7 @@ use super::values::{bytes, named, seconds};
   kapok disk --file F --op cachedread --via caller       from the page cache, without waiting
   kapok disk --file F --op seqread --bs 128k --depth 32 --json
   kapok disk --file F --op fsync --seconds 5             write and fdatasync(2) together
+  kapok disk --file F --op dsync --seconds 5             writes that return when they are on the device
   kapok disk --op nop --depth 32 --via ring              what the way to the kernel costs
   kapok disk --op nop --via thread --trace --seconds 0.1 the five steps of an I/O thread")]
 pub(crate) struct DiskOptions {
@@ -35,7 +36,7 @@ pub(crate) struct DiskOptions {
     #[arg(long, value_name = "F")]
     pub(crate) file: Option<PathBuf>,
     /// What to do: randread, randwrite and seqread (past the page cache), cachedread (from it), fsync (a
-    /// write and an fdatasync) or nop
+    /// write and an fdatasync), dsync (writes past the page cache of a file opened with O_DSYNC) or nop
     #[arg(long, default_value = "randread", value_parser = named::<Workload>)]
     pub(crate) op: Workload,
     /// Bytes of a block, a multiple of 512; k, M and G are powers of 1,024
@@ -66,7 +67,7 @@ pub(crate) struct DiskOptions {
     /// Make the file with so many bytes if there is none; k, M and G are powers of 1,024
     #[arg(long, value_parser = bytes, value_name = "BYTES")]
     pub(crate) size: Option<u64>,
-    /// Let randwrite and fsync destroy what is in a file that --size has not made
+    /// Let randwrite, fsync and dsync destroy what is in a file that --size has not made
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Go through the page cache, for file systems without O_DIRECT

@@ -207,9 +207,12 @@ fn keep(results: &mut File, judged: &Judged) -> io::Result<()> {
     results.flush()
 }
 
-fn print(all: &[Judged], wanted: usize) {
-    println!("| workload | advised | next, as advised | best of all candidates | behind it | |");
-    println!("|---|---|---|---|--:|---|");
+/// The results, and what they come to.
+fn report(all: &[Judged], wanted: usize) -> String {
+    let mut text =
+        "| workload | advised | next, as advised | best of all candidates | behind it | |\n\
+                    |---|---|---|---|--:|---|\n"
+            .to_owned();
     for one in all {
         let interval = one.interval.map_or_else(String::new, |(low, high)| {
             format!(" [{:+.0}, {:+.0}]", (low - 1.0) * 100.0, (high - 1.0) * 100.0)
@@ -220,8 +223,8 @@ fn print(all: &[Judged], wanted: usize) {
             Outcome::Within => "within 5 %",
             Outcome::Miss => "**miss**",
         };
-        println!(
-            "| {} | {} | {} | {} of {} | {:+.1} %{interval} | {outcome} |",
+        text += &format!(
+            "| {} | {} | {} | {} of {} | {:+.1} %{interval} | {outcome} |\n",
             one.describes,
             one.advised,
             one.margin.as_deref().unwrap_or("–"),
@@ -233,8 +236,8 @@ fn print(all: &[Judged], wanted: usize) {
     let count = |outcome| all.iter().filter(|one| one.outcome == outcome).count();
     let misses: Vec<&Judged> = all.iter().filter(|one| !one.outcome.is_right()).collect();
     let right = all.len() - misses.len();
-    println!(
-        "\n{right} of {} right ({:.1} %): best {}, indistinguishable from the best {}, within 5 % {}.",
+    text += &format!(
+        "\n{right} of {} right ({:.1} %): best {}, indistinguishable from the best {}, within 5 % {}.\n",
         all.len(),
         right as f64 * 100.0 / all.len().max(1) as f64,
         count(Outcome::Best),
@@ -244,14 +247,14 @@ fn print(all: &[Judged], wanted: usize) {
     for objective in Objective::ALL {
         let of: Vec<&Judged> = all.iter().filter(|one| one.objective == objective).collect();
         let right = of.iter().filter(|one| one.outcome.is_right()).count();
-        println!("- {objective}: {right} of {}", of.len());
+        text += &format!("- {objective}: {right} of {}\n", of.len());
     }
     if !misses.is_empty() {
-        println!("\nMisses:\n");
+        text += "\nMisses:\n\n";
     }
     for miss in misses {
-        println!(
-            "- {} ({}): {} was advised, {} costs {:.1} % less",
+        text += &format!(
+            "- {} ({}): {} was advised, {} costs {:.1} % less\n",
             miss.name,
             miss.describes,
             miss.advised,
@@ -260,8 +263,15 @@ fn print(all: &[Judged], wanted: usize) {
         );
     }
     if all.len() < wanted {
-        println!("\n{} of {wanted} workloads are left to measure.", wanted - all.len());
+        text += &format!("\n{} of {wanted} workloads are left to measure.\n", wanted - all.len());
     }
+    text
+}
+
+/// In the order of the workloads.
+fn sort(all: &mut [Judged], workloads: &[Workload]) {
+    let place = |one: &Judged| workloads.iter().position(|workload| workload.name == one.name);
+    all.sort_by_key(place);
 }
 
 fn main() -> io::Result<()> {
@@ -319,11 +329,58 @@ fn main() -> io::Result<()> {
             }
         }
     }
-    let place = |one: &Judged| workloads.iter().position(|workload| workload.name == one.name);
-    all.sort_by_key(place);
-    print(&all, workloads.len());
+    sort(&mut all, &workloads);
+    print!("{}", report(&all, workloads.len()));
     match failed.into_iter().next() {
         Some(error) => Err(io::Error::other(error)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was measured last of each workload.
+    fn kept() -> Vec<Judged> {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/advice/results.jsonl");
+        let mut all = read(&beside).unwrap();
+        sort(&mut all, &workloads().unwrap());
+        all
+    }
+
+    #[test]
+    fn at_least_forty_workloads_were_judged_and_nine_of_ten_advices_were_right() {
+        let all = kept();
+        let names: HashSet<String> = workloads().unwrap().into_iter().map(|one| one.name).collect();
+        assert!(names.len() >= 40, "{} workloads", names.len());
+        let judged: HashSet<String> = all.iter().map(|one| one.name.clone()).collect();
+        assert_eq!(judged, names);
+        let right = all.iter().filter(|one| one.outcome.is_right()).count();
+        assert!(right * 10 >= all.len() * 9, "{right} of {}", all.len());
+        assert!(!all.iter().any(is_open), "a best of several was not measured beside the advised");
+    }
+
+    #[test]
+    fn outcomes_are_those_of_the_figures_beside_them() {
+        for one in kept() {
+            let name = &one.name;
+            match one.outcome {
+                Outcome::Best => assert!(one.advised == one.best && one.behind == 1.0, "{name}"),
+                Outcome::Indistinguishable => {
+                    let (low, _) = one.interval.unwrap();
+                    assert!(low <= 1.0 && one.behind <= 1.05, "{name}: {} {low}", one.behind);
+                }
+                Outcome::Within => assert!(one.behind <= 1.05, "{name}: {}", one.behind),
+                Outcome::Miss => assert!(one.behind > 1.05, "{name}: {}", one.behind),
+            }
+        }
+    }
+
+    #[test]
+    fn the_design_document_has_them_all() {
+        let all = kept();
+        let page = include_str!("../../../../docs/design/advise.md");
+        assert!(page.contains(&report(&all, all.len())), "--table prints what belongs there");
     }
 }

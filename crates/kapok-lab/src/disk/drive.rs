@@ -56,7 +56,8 @@ pub fn run(config: &DiskConfig, progress: &mut dyn FnMut(Progress)) -> io::Resul
             }
             let direct = config.workload.is_direct() && !config.buffered;
             let writes = config.workload.writes();
-            let subject = Subject::open(path, config.block_bytes, writes, direct)?;
+            let flags = config.workload.open_flags(direct);
+            let subject = Subject::open(path, config.block_bytes, writes, flags)?;
             if let Some(size) = config.size_bytes.filter(|&size| size != subject.bytes) {
                 return Err(io::Error::new(
                     io::ErrorKind::AlreadyExists,

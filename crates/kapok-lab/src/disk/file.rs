@@ -141,13 +141,13 @@ pub(super) fn make_unless(
 }
 
 impl Subject {
-    /// Opens the file at `path` for blocks of `block` bytes.
+    /// Opens the file at `path` for blocks of `block` bytes, with `flags` of open(2).
     ///
     /// # Errors
     ///
     /// `InvalidInput` if the file does not suit: no regular file, smaller than a block, or of a file
     /// system that has no `O_DIRECT`; what open(2) says.
-    pub fn open(path: &Path, block: usize, write: bool, direct: bool) -> io::Result<Subject> {
+    pub fn open(path: &Path, block: usize, write: bool, flags: i32) -> io::Result<Subject> {
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => io::Error::new(
                 error.kind(),
@@ -158,11 +158,9 @@ impl Subject {
         if !metadata.is_file() {
             return Err(invalid(format!("{} is not a regular file", path.display())));
         }
+        let direct = flags & libc::O_DIRECT != 0;
         let mut options = OpenOptions::new();
-        options.read(true).write(write);
-        if direct {
-            options.custom_flags(libc::O_DIRECT);
-        }
+        options.read(true).write(write).custom_flags(flags);
         let file = options.open(path).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) if direct => invalid(format!(
                 "{}: its file system refuses O_DIRECT; --buffered goes through the page cache",

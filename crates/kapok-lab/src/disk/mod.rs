@@ -40,17 +40,21 @@ pub enum Workload {
     CachedRead,
     /// A write of a block at random into the page cache and an fdatasync(2): one operation.
     Fsync,
+    /// Writes of blocks at random, past the page cache, that are on the device when they return
+    /// (`O_DSYNC`, see open(2)).
+    Dsync,
     /// Nothing: what the way there costs.
     Nop,
 }
 
 /// All of them.
-pub const WORKLOADS: [Workload; 6] = [
+pub const WORKLOADS: [Workload; 7] = [
     Workload::RandRead,
     Workload::RandWrite,
     Workload::SeqRead,
     Workload::CachedRead,
     Workload::Fsync,
+    Workload::Dsync,
     Workload::Nop,
 ];
 
@@ -58,13 +62,21 @@ impl Workload {
     /// Whether it writes.
     #[must_use]
     pub fn writes(self) -> bool {
-        matches!(self, Workload::RandWrite | Workload::Fsync)
+        matches!(self, Workload::RandWrite | Workload::Fsync | Workload::Dsync)
     }
 
     /// Whether it goes past the page cache.
     #[must_use]
     pub fn is_direct(self) -> bool {
-        matches!(self, Workload::RandRead | Workload::RandWrite | Workload::SeqRead)
+        use Workload::{Dsync, RandRead, RandWrite, SeqRead};
+        matches!(self, RandRead | RandWrite | SeqRead | Dsync)
+    }
+
+    /// What open(2) is told beside whether it reads and writes, if it goes past the page cache or not.
+    #[must_use]
+    pub fn open_flags(self, direct: bool) -> i32 {
+        let synced = if self == Workload::Dsync { libc::O_DSYNC } else { 0 };
+        synced | if direct { libc::O_DIRECT } else { 0 }
     }
 }
 
@@ -76,6 +88,7 @@ impl fmt::Display for Workload {
             Workload::SeqRead => "seqread",
             Workload::CachedRead => "cachedread",
             Workload::Fsync => "fsync",
+            Workload::Dsync => "dsync",
             Workload::Nop => "nop",
         })
     }
