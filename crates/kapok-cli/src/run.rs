@@ -34,18 +34,18 @@ pub(crate) fn run(options: &RunOptions) -> io::Result<ExitCode> {
     };
     let mut command = Command::new(&program);
     command.arg0(name).args(arguments).env("LD_PRELOAD", preloads(&library));
-    for (asked, variable) in [
+    let stats = if options.json { Some("json") } else { options.stats.then_some("1") };
+    for (value, variable) in [
         // Threads can be fibers only of a loop, which is that of main.
-        (options.main_fiber || options.threads_as_fibers, "KAPOK_MAIN_FIBER"),
-        (options.threads_as_fibers, "KAPOK_THREADS_AS_FIBERS"),
-        (options.stats, "KAPOK_STATS"),
+        ((options.main_fiber || options.threads_as_fibers).then_some("1"), "KAPOK_MAIN_FIBER"),
+        (options.threads_as_fibers.then_some("1"), "KAPOK_THREADS_AS_FIBERS"),
+        (stats, "KAPOK_STATS"),
     ] {
         // What a `kapok run` around this one asked for was for its own program.
-        if asked {
-            command.env(variable, "1");
-        } else {
-            command.env_remove(variable);
-        }
+        match value {
+            Some(value) => command.env(variable, value),
+            None => command.env_remove(variable),
+        };
     }
     restore_signals(&mut command);
     let error = command.exec();

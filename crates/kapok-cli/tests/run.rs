@@ -592,6 +592,27 @@ fn the_program_begins_with_the_signals_of_its_caller() {
 }
 
 #[test]
+fn what_came_of_the_calls_is_one_line_of_json_if_asked_for() {
+    // A name that would end the string if it were written as it is.
+    let program = scratch("json").join("od\"d \\ \n name");
+    copy_program(Path::new("/bin/sleep"), &program);
+    let mut command = kapok(&["run", "--main-fiber", "--json", "--"]);
+    let output = command.arg(&program).arg("0.01").output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(told["program"], "od\"d \\ \n name");
+    assert!(told["pid"].as_u64().is_some_and(|pid| pid > 0), "{said}");
+    let calls = told["calls"].as_object().unwrap();
+    assert_eq!(calls["clock_nanosleep"]["suspended"], 1, "{said}");
+    for count in ["suspended", "direct", "bypassed"] {
+        let sum: u64 = calls.values().map(|call| call[count].as_u64().unwrap()).sum();
+        assert_eq!(told[count].as_u64(), Some(sum), "{count}: {said}");
+    }
+}
+
+#[test]
 fn a_run_inside_of_a_run_has_what_it_asks_for() {
     let show = "echo main $KAPOK_MAIN_FIBER, stats $KAPOK_STATS, threads $KAPOK_THREADS_AS_FIBERS";
     let kapok_itself = env!("CARGO_BIN_EXE_kapok");

@@ -9,6 +9,7 @@
 //! | `KAPOK_MAIN_FIBER=1` | main runs on a fiber ([`main_fiber`]) |
 //! | `KAPOK_THREADS_AS_FIBERS=1` | with the former: threads are fibers of main's loop, an experiment |
 //! | `KAPOK_STATS=1` | at exit, what came of the calls, on standard error ([`stats`]) |
+//! | `KAPOK_STATS=json` | the same as one line of JSON |
 
 #![cfg(target_os = "linux")]
 
@@ -19,7 +20,7 @@ mod stats;
 extern "C" fn begin() {
     kapok_libc::install();
     if asked_for("KAPOK_STATS") {
-        stats::print_at_exit();
+        stats::print_at_exit(std::env::var_os("KAPOK_STATS").is_some_and(|value| value == "json"));
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+
+use kapok_libc::Counts;
 
 /// Standard error as the program found it: some close theirs before they exit.
 static STDERR: AtomicI32 = AtomicI32::new(2);
@@ -14,10 +16,15 @@ const HIGH: libc::c_int = 900;
 /// parent's counts, and one of vfork(2) its parent's memory.
 static TELLS: AtomicU32 = AtomicU32::new(0);
 
-/// Counts all calls from now on, and prints the counts when the process exits. Registered first, so it
-/// runs after what the program registers. A process that ends by a signal tells nothing.
-pub(super) fn print_at_exit() {
+/// Whether what is told is JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Counts all calls from now on, and prints the counts when the process exits, as a table or as a line of
+/// JSON. Registered first, so it runs after what the program registers. A process that ends by a signal
+/// tells nothing.
+pub(super) fn print_at_exit(json: bool) {
     kapok_libc::count_bypasses();
+    JSON.store(json, Ordering::Relaxed);
     TELLS.store(std::process::id(), Ordering::Relaxed);
     // SAFETY: only numbers are passed; a function that takes nothing and lives as long as the process.
     unsafe {
@@ -53,7 +60,8 @@ extern "C" fn print() {
     }
     let mut output = Output { text: [0; 1024], len: 0, fd: STDERR.load(Ordering::Relaxed) };
     // Writing to it does not fail.
-    let _ = report(&mut output);
+    let _ =
+        if JSON.load(Ordering::Relaxed) { report_json(&mut output) } else { report(&mut output) };
     output.flush();
 }
 
@@ -93,15 +101,18 @@ impl Write for Output {
     }
 }
 
+/// What was called, and what came of it.
+fn called() -> impl Iterator<Item = (&'static str, Counts)> {
+    kapok_libc::hooks()
+        .map(|hook| (hook.name(), hook.counts()))
+        .filter(|(_, counts)| *counts != Counts::default())
+}
+
+fn sum(count: fn(&Counts) -> u64) -> u64 {
+    called().map(|(_, counts)| count(&counts)).sum()
+}
+
 fn report(output: &mut Output) -> fmt::Result {
-    let called = || {
-        kapok_libc::hooks()
-            .map(|hook| (hook.name(), hook.counts()))
-            .filter(|(_, counts)| *counts != kapok_libc::Counts::default())
-    };
-    let sum = |count: fn(&kapok_libc::Counts) -> u64| -> u64 {
-        called().map(|(_, counts)| count(&counts)).sum()
-    };
     output.write_str("kapok: ")?;
     for part in program().utf8_chunks() {
         output.write_str(part.valid())?;
@@ -122,6 +133,37 @@ fn report(output: &mut Output) -> fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// All in one line: several processes may write to the same place.
+fn report_json(output: &mut Output) -> fmt::Result {
+    output.write_str("{\"program\":\"")?;
+    // What is no UTF-8 is left out, as in the table.
+    for letter in program().utf8_chunks().flat_map(|part| part.valid().chars()) {
+        match letter {
+            '"' | '\\' => write!(output, "\\{letter}")?,
+            '\0'..='\x1f' => write!(output, "\\u{:04x}", u32::from(letter))?,
+            _ => output.write_char(letter)?,
+        }
+    }
+    write!(output, "\",\"pid\":{},", std::process::id())?;
+    write_counts(
+        output,
+        sum(|counts| counts.suspended),
+        sum(|counts| counts.direct),
+        sum(|counts| counts.bypassed),
+    )?;
+    output.write_str(",\"calls\":{")?;
+    for (place, (name, counts)) in called().enumerate() {
+        write!(output, "{}\"{name}\":{{", if place > 0 { "," } else { "" })?;
+        write_counts(output, counts.suspended, counts.direct, counts.bypassed)?;
+        output.write_str("}")?;
+    }
+    output.write_str("}}\n")
+}
+
+fn write_counts(output: &mut Output, suspended: u64, direct: u64, bypassed: u64) -> fmt::Result {
+    write!(output, "\"suspended\":{suspended},\"direct\":{direct},\"bypassed\":{bypassed}")
 }
 
 /// The program's name, as the C library took it from the command line.

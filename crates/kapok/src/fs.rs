@@ -198,6 +198,11 @@ impl File {
 
     /// Waits until data, and the metadata it is found by, are on the disk (fdatasync(2)).
     ///
+    /// A file opened with [`direct`](OpenOptions::direct) and with `O_DSYNC` as
+    /// [`custom_flags`](OpenOptions::custom_flags), as a log may be, needs none: its writes return when they are
+    /// on the disk. That is one operation in place of two, and on io_uring one without a worker of the kernel
+    /// where the bytes have their place in the file already.
+    ///
     /// # Errors
     ///
     /// As for [`sync_all`](File::sync_all).

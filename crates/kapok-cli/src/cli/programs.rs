@@ -68,6 +68,7 @@ pub(crate) struct ObserveOptions {
 #[command(after_help = "Examples:
   kapok run -- ./server                            what it runs on fibers of its own waits as fibers do
   kapok run --main-fiber --stats -- curl -s URL    main on a fiber; how often it was suspended
+  kapok run --main-fiber --json -- curl -s URL     the same, as a line of JSON
   KAPOK_ENGINE=epoll kapok run --main-fiber -- psql -c 'select pg_sleep(1)'")]
 pub(crate) struct RunOptions {
     /// Run main on a fiber, with as much stack as the limit on stacks allows (ulimit -s)
@@ -82,6 +83,9 @@ pub(crate) struct RunOptions {
     /// went past the fibers, by function
     #[arg(long)]
     pub(crate) stats: bool,
+    /// Print the same as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) command: Vec<OsString>,

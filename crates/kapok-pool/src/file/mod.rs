@@ -328,6 +328,11 @@ impl File {
 
     /// fdatasync(2): data, and what metadata is needed to read it.
     ///
+    /// A file opened with [`direct`](OpenOptions::direct) and with `O_DSYNC` as
+    /// [`custom_flags`](OpenOptions::custom_flags), as a log may be, needs none: its writes return when they are
+    /// on the device. That is one operation in place of two, and on io_uring one without a worker of the kernel
+    /// where the bytes have their place in the file already.
+    ///
     /// # Errors
     ///
     /// See [`Pool::sync`].
