@@ -96,22 +96,9 @@ pub(crate) fn recv(fd: RawFd, buf: &mut [u8], left: &AtomicBool) -> io::Result<i
     let running = running.filter(|_| !std::thread::panicking());
     if let Some((lp, fiber)) = running
         && left.load(Ordering::Relaxed)
+        && let Some(received) = recv_what_is_left(lp, fiber, fd, buf, left)
     {
-        // SAFETY: the fiber that runs is alive.
-        if let Some(interrupt) = interrupt_of(lp, unsafe { fiber.as_ref() }) {
-            return Err(interrupt.into());
-        }
-        let res = sys::recv_now(fd, buf);
-        if usize::try_from(res) != Ok(buf.len()) {
-            left.store(false, Ordering::Relaxed);
-        }
-        if res != -libc::EAGAIN {
-            lp.count_at_once();
-            if !lp.may_go_on_after(res) {
-                lp.yield_now(fiber);
-            }
-            return landed(res);
-        }
+        return received;
     }
     let op = Op::Recv { fd, buf: buf.as_mut_ptr(), len: buf.len(), flags: 0 };
     let Some((lp, fiber)) = running else {
@@ -128,6 +115,48 @@ pub(crate) fn recv(fd: RawFd, buf: &mut [u8], left: &AtomicBool) -> io::Result<i
         left.store(true, Ordering::Relaxed);
     }
     received
+}
+
+/// Receives what the last receive has left, without waiting; `None` if there is nothing.
+#[inline(always)]
+fn recv_what_is_left(
+    lp: &Loop,
+    fiber: NonNull<Fiber>,
+    fd: RawFd,
+    buf: &mut [u8],
+    left: &AtomicBool,
+) -> Option<io::Result<i32>> {
+    // SAFETY: the fiber that runs is alive.
+    if let Some(interrupt) = interrupt_of(lp, unsafe { fiber.as_ref() }) {
+        return Some(Err(interrupt.into()));
+    }
+    let res = sys::recv_now(fd, buf);
+    if usize::try_from(res) != Ok(buf.len()) {
+        left.store(false, Ordering::Relaxed);
+    }
+    if res == -libc::EAGAIN {
+        return None;
+    }
+    lp.count_at_once();
+    if !lp.may_go_on_after(res) {
+        lp.yield_now(fiber);
+    }
+    Some(landed(res))
+}
+
+/// As [`recv`] into memory that is there for what was left alone; `None` if there is nothing, or on no fiber.
+///
+/// # Errors
+///
+/// As for every call that waits.
+#[inline(always)]
+pub(crate) fn recv_left(fd: RawFd, buf: &mut [u8], left: &AtomicBool) -> io::Result<Option<usize>> {
+    let frame = Frame::default();
+    let Some((lp, fiber)) = Loop::running(&frame).filter(|_| !std::thread::panicking()) else {
+        return Ok(None);
+    };
+    let received = recv_what_is_left(lp, fiber, fd, buf, left).transpose()?;
+    Ok(received.map(|count| count as usize))
 }
 
 /// Carries out an operation that [never waits](Op::is_immediate), on a fiber, on its loop or on a
@@ -160,14 +189,18 @@ pub(crate) enum Pooled {
     Unavailable,
 }
 
-/// Receives into a buffer of the engine's own.
+/// Receives into a buffer of the engine's own, and notes whether that has left bytes behind: a ring says so,
+/// and on readiness engines it is likely where a buffer was filled without a wait.
 #[inline(always)]
-pub(crate) fn receive_pooled(fd: RawFd) -> io::Result<Pooled> {
+pub(crate) fn receive_pooled(fd: RawFd, left: &AtomicBool) -> io::Result<Pooled> {
     let frame = Frame::default();
     let running = Loop::running(&frame);
     let Some((lp, fiber)) = running.filter(|_| !std::thread::panicking()) else {
         return Ok(Pooled::Unavailable);
     };
+    // Stays if nothing has to be waited for.
+    // SAFETY: the fiber that runs is alive; a plain field.
+    unsafe { (*fiber.as_ref().local()).flags = Completion::SOCK_NONEMPTY };
     // SAFETY: the operation names no memory, and the descriptor is open: by the callers, which
     // borrow its socket.
     let received = unsafe { run_on_fiber(lp, fiber, Op::RecvPooled { fd }) };
@@ -175,7 +208,13 @@ pub(crate) fn receive_pooled(fd: RawFd) -> io::Result<Pooled> {
     let buffer = unsafe { (*fiber.as_ref().local()).buffer.take() };
     match (received, buffer) {
         (Ok(count), Some((buffers, id))) => {
-            Ok(Pooled::Bytes { buffers, id, len: count as usize, home: lp.id() })
+            let len = count as usize;
+            // SAFETY: the fiber that runs is alive; a field that is set as its operation lands.
+            let told = unsafe { (*fiber.as_ref().local()).flags } & Completion::SOCK_NONEMPTY != 0;
+            if told && len == buffers.bytes() {
+                left.store(true, Ordering::Relaxed);
+            }
+            Ok(Pooled::Bytes { buffers, id, len, home: lp.id() })
         }
         (Ok(_), None) => Ok(Pooled::End),
         (Err(error), _) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Pooled::Unavailable),

@@ -226,7 +226,8 @@ macro_rules! stream_methods {
         impl $type {
             /// Receives what has come, in a buffer of the loop's own that is taken when there is
             /// something to receive: until then a connection that waits holds no memory for it. Up
-            /// to 16 KiB at a time, and nothing is read ahead. Empty at the end of the stream.
+            /// to 16 KiB at a time, up to 256 KiB once that much was not all that had come, and nothing is
+            /// read ahead. Empty at the end of the stream.
             ///
             /// On io_uring the kernel takes the buffer as bytes come (5.19 and later), on the
             /// readiness engines the loop does. Where neither can (simulation, plain threads, all

@@ -1,9 +1,11 @@
 //! Bytes in a buffer that the connection did not have to keep.
 
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use kapok_engine::Buffers;
 
@@ -14,11 +16,19 @@ use crate::runtime::Loop;
 /// Memory of one's own, where the engine has none to give.
 const OWN_BYTES: usize = 16 * 1024;
 
+/// What is received at once of a stream whose peer is ahead: a buffer of the engine's would cut that into many
+/// receives, each of which has the kernel look what to tell the peer.
+const LARGE_BYTES: usize = 256 * 1024;
+
+/// So many of them a thread has.
+const LARGE_BUFFERS: usize = 4;
+
 /// What one receive has brought, in a buffer that goes back to its loop when this is dropped: see
 /// [`TcpStream::receive`](super::TcpStream::receive). Empty at the end of the stream.
 ///
-/// Loops have 128 such buffers. Do not keep them: a connection that waits, for its peer to take a
-/// reply say, waits best with nothing in its hands. When all are taken, receives allocate.
+/// Loops have 128 such buffers of 16 KiB, and once a connection has filled one of these and more had come, 4 of
+/// 256 KiB. Do not keep them: a connection that waits, for its peer to take a reply say, waits best with
+/// nothing in its hands. When all are taken, receives allocate.
 pub struct Received {
     memory: Memory,
     len: usize,
@@ -32,12 +42,63 @@ enum Memory {
         home: u64,
     },
     Own(Box<[u8]>),
+    Large(Large),
     None,
+}
+
+/// One of the thread's large buffers.
+struct Large(Box<[u8]>);
+
+/// The large buffers of a thread.
+struct Shelf {
+    spare: RefCell<Vec<Box<[u8]>>>,
+    /// How many are not to be had: they are in somebody's hands, and perhaps for good.
+    taken: Cell<usize>,
+}
+
+thread_local! {
+    static SHELF: Shelf = const { Shelf { spare: RefCell::new(Vec::new()), taken: Cell::new(0) } };
+}
+
+impl Large {
+    /// `None` if all are taken, or if the thread ends.
+    fn take() -> Option<Large> {
+        SHELF
+            .try_with(|shelf| {
+                let taken = shelf.taken.get();
+                if taken == LARGE_BUFFERS {
+                    return None;
+                }
+                shelf.taken.set(taken + 1);
+                let spare = shelf.spare.borrow_mut().pop();
+                Some(Large(spare.unwrap_or_else(|| vec![0; LARGE_BYTES].into_boxed_slice())))
+            })
+            .ok()
+            .flatten()
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.0);
+        let _ = SHELF.try_with(|shelf| {
+            shelf.taken.set(shelf.taken.get() - 1);
+            shelf.spare.borrow_mut().push(memory);
+        });
+    }
 }
 
 impl Received {
     pub(super) fn from(socket: &Socket) -> io::Result<Received> {
-        match socket.around_read(op::receive_pooled)? {
+        if socket.left().load(Ordering::Relaxed)
+            && let Some(mut large) = Large::take()
+            && let Some(len) =
+                socket.around_read(|fd| op::recv_left(fd, &mut large.0, socket.left()))?
+        {
+            let memory = if len == 0 { Memory::None } else { Memory::Large(large) };
+            return Ok(Received { memory, len });
+        }
+        match socket.around_read(|fd| op::receive_pooled(fd, socket.left()))? {
             Pooled::Bytes { buffers, id, len, home } => {
                 Ok(Received { memory: Memory::Pooled { buffers, id, home }, len })
             }
@@ -62,7 +123,7 @@ impl Deref for Received {
             Memory::Pooled { buffers, id, .. } => unsafe {
                 std::slice::from_raw_parts(buffers.start(*id).as_ptr(), self.len)
             },
-            Memory::Own(memory) => &memory[..self.len],
+            Memory::Own(memory) | Memory::Large(Large(memory)) => &memory[..self.len],
             Memory::None => &[],
         }
     }
@@ -76,7 +137,7 @@ impl DerefMut for Received {
             Memory::Pooled { buffers, id, .. } => unsafe {
                 std::slice::from_raw_parts_mut(buffers.start(*id).as_ptr(), self.len)
             },
-            Memory::Own(memory) => &mut memory[..self.len],
+            Memory::Own(memory) | Memory::Large(Large(memory)) => &mut memory[..self.len],
             Memory::None => &mut [],
         }
     }

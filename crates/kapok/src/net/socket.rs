@@ -141,6 +141,12 @@ impl Socket {
         self.read_timeout.around(|| f(self.as_raw_fd()))
     }
 
+    /// What the last receive has left behind, as far as anybody said: see [`op::recv`].
+    #[inline(always)]
+    pub(crate) fn left(&self) -> &AtomicBool {
+        &self.left
+    }
+
     #[inline(always)]
     pub(crate) fn recv(&self, buf: &mut [u8], flags: i32) -> io::Result<usize> {
         // Without a closure, which might not be inlined: see `Loop::suspend`.
