@@ -18,7 +18,9 @@ pub(crate) fn run(job: &Job, meter: &Meter) -> io::Result<()> {
         loop {
             let offset = course.draw();
             match job.workload() {
-                Workload::RandWrite | Workload::Dsync => course.check_len(file.write_at(&buffer, offset)?),
+                Workload::RandWrite | Workload::Dsync => {
+                    course.check_len(file.write_at(&buffer, offset)?)
+                }
                 Workload::Fsync => {
                     course.check_len(file.write_at(&buffer, offset)?);
                     file.sync_data()?;
