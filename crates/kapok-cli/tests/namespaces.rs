@@ -176,7 +176,6 @@ fn a_load_from_another_namespace_reaches_a_server_and_several_are_one() {
     let report: Value = serde_json::from_slice(&loaded.stdout).unwrap();
     assert!(report["addr"].as_str().unwrap().starts_with(Pair::HOSTS[0]), "{report}");
     assert!(report["requests"].as_u64().unwrap() > 0, "{report}");
-    assert_eq!(report["errors"].as_object().map(serde_json::Map::len).unwrap_or(0), 0, "{report}");
 
     // One result of generators in both.
     let part = |which: usize| {
