@@ -122,7 +122,9 @@ impl Pair {
         ip(&[&ends[..], &["netns", b]].concat());
         for (name, host) in pair.names.iter().zip(Pair::HOSTS) {
             ip(&["-n", name, "address", "add", &format!("{host}/24"), "dev", "kapok0"]);
-            ip(&["-n", name, "link", "set", "kapok0", "up"]);
+            for device in ["kapok0", "lo"] {
+                ip(&["-n", name, "link", "set", device, "up"]);
+            }
         }
         pair
     }
