@@ -605,7 +605,8 @@ fn what_came_of_the_calls_is_one_line_of_json_if_asked_for() {
     assert_eq!(told["program"], "od\"d \\ \n name");
     assert!(told["pid"].as_u64().is_some_and(|pid| pid > 0), "{said}");
     let calls = told["calls"].as_object().unwrap();
-    assert_eq!(calls["clock_nanosleep"]["suspended"], 1, "{said}");
+    // nanosleep(2) or clock_nanosleep(2).
+    assert!(calls.iter().any(|(name, call)| name.contains("sleep") && call["suspended"] == 1));
     for count in ["suspended", "direct", "bypassed"] {
         let sum: u64 = calls.values().map(|call| call[count].as_u64().unwrap()).sum();
         assert_eq!(told[count].as_u64(), Some(sum), "{count}: {said}");
