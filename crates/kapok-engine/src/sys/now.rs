@@ -105,7 +105,8 @@ mod calls {
         let part = libc::iovec { iov_base, iov_len };
         // The upper half of the offset has an argument of its own, for kernels whose numbers are shorter.
         let flags = libc::RWF_NOWAIT as usize;
-        let arguments = [fd as usize, (&raw const part).addr(), 1, offset as usize, 0, flags];
+        let arguments =
+            [fd as usize, (&raw const part).expose_provenance(), 1, offset as usize, 0, flags];
         // SAFETY: one part, a local, over the memory the caller promised.
         unsafe { call(number, arguments) as i32 }
     }
