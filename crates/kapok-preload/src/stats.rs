@@ -1,5 +1,6 @@
 //! What came of the calls, told at exit.
 
+use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -58,16 +59,29 @@ extern "C" fn print() {
     if told.is_err() {
         return;
     }
-    let mut output = Output { text: [0; 1024], len: 0, fd: STDERR.load(Ordering::Relaxed) };
+    // SAFETY: the exchange lets one caller of the process come here, once.
+    let text = unsafe { &mut *TEXT.0.get() };
+    let mut output = Output { text, len: 0, fd: STDERR.load(Ordering::Relaxed) };
     // Writing to it does not fail.
     let _ =
         if JSON.load(Ordering::Relaxed) { report_json(&mut output) } else { report(&mut output) };
     output.flush();
 }
 
+/// Room for what is told of all functions, so that it is written at once: several processes may write to the
+/// same place.
+const ROOM: usize = 16 * 1024;
+
+struct Text(UnsafeCell<[u8; ROOM]>);
+
+// SAFETY: `print` alone uses it, and only one caller of that gets so far.
+unsafe impl Sync for Text {}
+
+static TEXT: Text = Text(UnsafeCell::new([0; ROOM]));
+
 /// What is printed, without memory from an allocator: _exit(2) may be called in a handler of a signal.
 struct Output {
-    text: [u8; 1024],
+    text: &'static mut [u8; ROOM],
     len: usize,
     fd: c_int,
 }
@@ -81,6 +95,7 @@ impl Output {
             let written = unsafe { libc::syscall(libc::SYS_write, self.fd, at, len) };
             match usize::try_from(written) {
                 Ok(count) => rest = &rest[count.min(rest.len())..],
+                Err(_) if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) => {}
                 Err(_) => break,
             }
         }
@@ -135,7 +150,7 @@ fn report(output: &mut Output) -> fmt::Result {
     Ok(())
 }
 
-/// All in one line: several processes may write to the same place.
+/// All in one line. The sums are of what was told, as other threads may go on.
 fn report_json(output: &mut Output) -> fmt::Result {
     output.write_str("{\"program\":\"")?;
     // What is no UTF-8 is left out, as in the table.
@@ -146,23 +161,23 @@ fn report_json(output: &mut Output) -> fmt::Result {
             _ => output.write_char(letter)?,
         }
     }
-    write!(output, "\",\"pid\":{},", std::process::id())?;
-    write_counts(
-        output,
-        sum(|counts| counts.suspended),
-        sum(|counts| counts.direct),
-        sum(|counts| counts.bypassed),
-    )?;
-    output.write_str(",\"calls\":{")?;
+    write!(output, "\",\"pid\":{},\"calls\":{{", std::process::id())?;
+    let mut sum = Counts::default();
     for (place, (name, counts)) in called().enumerate() {
         write!(output, "{}\"{name}\":{{", if place > 0 { "," } else { "" })?;
-        write_counts(output, counts.suspended, counts.direct, counts.bypassed)?;
+        write_counts(output, counts)?;
         output.write_str("}")?;
+        sum.suspended += counts.suspended;
+        sum.direct += counts.direct;
+        sum.bypassed += counts.bypassed;
     }
-    output.write_str("}}\n")
+    output.write_str("},")?;
+    write_counts(output, sum)?;
+    output.write_str("}\n")
 }
 
-fn write_counts(output: &mut Output, suspended: u64, direct: u64, bypassed: u64) -> fmt::Result {
+fn write_counts(output: &mut Output, counts: Counts) -> fmt::Result {
+    let Counts { suspended, direct, bypassed } = counts;
     write!(output, "\"suspended\":{suspended},\"direct\":{direct},\"bypassed\":{bypassed}")
 }
 

@@ -144,19 +144,25 @@ fn recv_what_is_left(
     Some(landed(res))
 }
 
-/// As [`recv`] into memory that is there for what was left alone; `None` if there is nothing, or on no fiber.
+/// As [`recv`] into `memory`, which is for what was left alone; `None` if there is nothing, or no memory, or on
+/// no fiber.
 ///
 /// # Errors
 ///
 /// As for every call that waits.
 #[inline(always)]
-pub(crate) fn recv_left(fd: RawFd, buf: &mut [u8], left: &AtomicBool) -> io::Result<Option<usize>> {
+pub(crate) fn recv_left<M: AsMut<[u8]>>(
+    fd: RawFd,
+    memory: impl FnOnce() -> Option<M>,
+    left: &AtomicBool,
+) -> io::Result<Option<(M, usize)>> {
     let frame = Frame::default();
     let Some((lp, fiber)) = Loop::running(&frame).filter(|_| !std::thread::panicking()) else {
         return Ok(None);
     };
-    let received = recv_what_is_left(lp, fiber, fd, buf, left).transpose()?;
-    Ok(received.map(|count| count as usize))
+    let Some(mut memory) = memory() else { return Ok(None) };
+    let received = recv_what_is_left(lp, fiber, fd, memory.as_mut(), left).transpose()?;
+    Ok(received.map(|count| (memory, count as usize)))
 }
 
 /// Carries out an operation that [never waits](Op::is_immediate), on a fiber, on its loop or on a

@@ -108,7 +108,11 @@ mod calls {
         let arguments =
             [fd as usize, (&raw const part).expose_provenance(), 1, offset as usize, 0, flags];
         // SAFETY: one part, a local, over the memory the caller promised.
-        unsafe { call(number, arguments) as i32 }
+        match unsafe { call(number, arguments) as i32 } {
+            // As the C library has it: where there is no such call nothing can promise not to wait.
+            res if res == -libc::ENOSYS => -libc::EOPNOTSUPP,
+            res => res,
+        }
     }
 }
 

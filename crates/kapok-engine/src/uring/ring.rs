@@ -283,7 +283,8 @@ impl Ring {
     }
 
     /// Has the kernel use enough workers for what would block in it on a file: syncs, buffered writes. By
-    /// itself it takes four for each processor (5.15), and those of a journal wait for each other's commit.
+    /// itself it takes four for each processor (5.15), and those of a journal wait for each other's commit. They
+    /// are the thread's, not the ring's, and stay so: other rings of the thread have them too.
     fn allow_workers(&self) {
         // Bounded workers, those for files, and unbounded ones; 0 asks.
         let mut most = [0_u32; 2];
@@ -297,9 +298,12 @@ impl Ring {
                 )
             }
         };
-        if register(&mut most).is_ok() && (1..FEWEST_WORKERS).contains(&most[0]) {
+        // The kernel makes what is asked for as few as the limit on processes, even where it does not hold that
+        // against the workers that it takes by itself: then those would become fewer.
+        let wanted = FEWEST_WORKERS.min(processes_allowed());
+        if register(&mut most).is_ok() && (1..wanted).contains(&most[0]) {
             // One that may not goes on with fewer.
-            let _ = register(&mut [FEWEST_WORKERS, 0]);
+            let _ = register(&mut [wanted, 0]);
         }
     }
 
@@ -614,4 +618,12 @@ impl Ring {
         // SAFETY: points into a mapping that lives as long as `self`.
         unsafe { self.cq_overflow.as_ref() }.load(Ordering::Relaxed)
     }
+}
+
+/// How many processes and threads the user may have, by the limit of this one (`RLIMIT_NPROC`).
+fn processes_allowed() -> u32 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes a local of its type.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit) };
+    if asked == 0 { u32::try_from(limit.rlim_cur).unwrap_or(u32::MAX) } else { 0 }
 }

@@ -29,6 +29,13 @@ const LARGE_BUFFERS: usize = 4;
 /// Loops have 128 such buffers of 16 KiB, and once a connection has filled one of these and more had come, 4 of
 /// 256 KiB. Do not keep them: a connection that waits, for its peer to take a reply say, waits best with
 /// nothing in its hands. When all are taken, receives allocate.
+///
+/// It stays on its thread, to which the memory belongs:
+///
+/// ```compile_fail
+/// fn send<T: Send>() {}
+/// send::<kapok::net::Received>();
+/// ```
 pub struct Received {
     memory: Memory,
     len: usize,
@@ -52,7 +59,8 @@ struct Large(Box<[u8]>);
 /// The large buffers of a thread.
 struct Shelf {
     spare: RefCell<Vec<Box<[u8]>>>,
-    /// How many are not to be had: they are in somebody's hands, and perhaps for good.
+    /// How many are not to be had: they are in somebody's hands, and perhaps for good: in those of a fiber that
+    /// was left behind, or of one of the parent's after fork(2).
     taken: Cell<usize>,
 }
 
@@ -78,6 +86,12 @@ impl Large {
     }
 }
 
+impl AsMut<[u8]> for Large {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
 impl Drop for Large {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.0);
@@ -90,15 +104,15 @@ impl Drop for Large {
 
 impl Received {
     pub(super) fn from(socket: &Socket) -> io::Result<Received> {
-        if socket.left().load(Ordering::Relaxed)
-            && let Some(mut large) = Large::take()
-            && let Some(len) =
-                socket.around_read(|fd| op::recv_left(fd, &mut large.0, socket.left()))?
+        let left = socket.left();
+        if left.load(Ordering::Relaxed)
+            && let Some((large, len)) =
+                socket.around_read(|fd| op::recv_left(fd, Large::take, left))?
         {
             let memory = if len == 0 { Memory::None } else { Memory::Large(large) };
             return Ok(Received { memory, len });
         }
-        match socket.around_read(|fd| op::receive_pooled(fd, socket.left()))? {
+        match socket.around_read(|fd| op::receive_pooled(fd, left))? {
             Pooled::Bytes { buffers, id, len, home } => {
                 Ok(Received { memory: Memory::Pooled { buffers, id, home }, len })
             }
