@@ -277,7 +277,8 @@ impl<E: Engine> Loop<E> {
             for_device += usize::from(unsafe { op.is_transfer() });
             if for_device == self.pace.device_batch {
                 for_device = 0;
-                if self.in_flight.saturating_sub(taken) >= BUSY_DEVICE {
+                // What is not begun the device does not have.
+                if self.in_flight.saturating_sub(taken - self.begun) >= BUSY_DEVICE {
                     continue;
                 }
                 self.look()?;

@@ -17,11 +17,15 @@ fn byte(at: usize) -> u8 {
     (at.wrapping_mul(2_654_435_761) >> 13) as u8
 }
 
-/// A connection whose peer, a thread, sends the stream as fast as it can.
-fn streamed() -> (TcpStream, std::thread::JoinHandle<()>) {
+fn connection() -> (std::net::TcpStream, std::net::TcpStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (mut peer, _) = listener.accept().unwrap();
+    (stream, listener.accept().unwrap().0)
+}
+
+/// A connection whose peer, a thread, sends the stream as fast as it can.
+fn streamed() -> (TcpStream, std::thread::JoinHandle<()>) {
+    let (stream, mut peer) = connection();
     let sender = std::thread::spawn(move || {
         let bytes: Vec<u8> = (0..STREAM_BYTES).map(byte).collect();
         // A receiver that gave up is its own test's to tell.
@@ -209,6 +213,33 @@ fn what_was_received_outlives_its_loop() {
         other.receive().unwrap()
     });
     assert_eq!(&received[..], b"still here");
+}
+
+/// One that does not wait, like one that does: what came before is had, and then it is the end.
+#[test]
+fn a_stream_that_was_shut_down_for_receiving_is_at_its_end() {
+    for nonblocking in [false, true] {
+        run(move || {
+            let (one, mut peer) = std::os::unix::net::UnixStream::pair().unwrap();
+            peer.write_all(b"before").unwrap();
+            one.set_nonblocking(nonblocking).unwrap();
+            let one = UnixStream::try_from(one).unwrap();
+            one.shutdown(std::net::Shutdown::Read).unwrap();
+            assert_eq!(&one.receive().unwrap()[..], b"before", "{nonblocking}");
+            assert!(one.receive().unwrap().is_empty(), "{nonblocking}");
+            drop(peer);
+
+            let (tcp, mut peer) = connection();
+            peer.write_all(b"before").unwrap();
+            tcp.set_nonblocking(nonblocking).unwrap();
+            let tcp = TcpStream::try_from(tcp).unwrap();
+            while tcp.peek(&mut [0]).is_err() {}
+            tcp.shutdown(std::net::Shutdown::Read).unwrap();
+            assert_eq!(&tcp.receive().unwrap()[..], b"before", "{nonblocking}");
+            assert!(tcp.receive().unwrap().is_empty(), "{nonblocking}");
+            drop(peer);
+        });
+    }
 }
 
 #[test]

@@ -7,6 +7,9 @@ use std::io;
 /// Where a kernel that was built with `CONFIG_DEBUG_INFO_BTF` has them.
 const KERNELS: &str = "/sys/kernel/btf/vmlinux";
 
+/// So many names and qualifiers one type has at most.
+const MOST_NAMES: usize = 64;
+
 /// `BTF_KIND_…`: what a type is.
 mod kind {
     pub(super) const INT: u32 = 1;
@@ -46,7 +49,7 @@ struct Type {
     kind: u32,
     /// How many members, parameters and so on follow.
     parts: usize,
-    /// In structures, members' places are in 24 bits.
+    /// In structures, members' places are in 24 bits; else in 32.
     has_bit_fields: bool,
     /// Its size in bytes, or the number of another type.
     of: u32,
@@ -110,13 +113,18 @@ impl Types {
         all.into_iter().find(|one| one.kind == kind && self.name(one.name) == name.as_bytes())
     }
 
-    /// What a type is by another name, or with a qualifier.
+    /// What a type is by another name, or with a qualifier. `None` if that goes in circles.
     fn plain(&self, number: u32) -> Option<Type> {
         let mut one = self.number(number)?;
-        while matches!(one.kind, kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::TYPE_TAG) {
-            one = self.number(one.of)?;
+        for _ in 0..MOST_NAMES {
+            match one.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    one = self.number(one.of)?;
+                }
+                _ => return Some(one),
+            }
         }
-        Some(one)
+        None
     }
 
     /// Whether the programs on a tracepoint are handed a pointer to this structure and nothing else.
@@ -148,8 +156,9 @@ impl Types {
             })?;
             let integer = self.plain(word(&self.bytes, place + 4)?)?;
             let bits = word(&self.bytes, place + 8)?;
+            // With bit fields, the upper eight bits are how many a field has: none if it is not one.
+            let at = bits;
             let is_whole = !whole.has_bit_fields || bits >> 24 == 0;
-            let at = bits & 0x00ff_ffff;
             (integer.kind == kind::INT && integer.of == bytes && is_whole && at.is_multiple_of(8))
                 .then_some((at / 8) as i32)
         };
@@ -229,6 +238,8 @@ mod tests {
         written.add("", kind::FUNC_PROTO, 3, 0, &[0, 0, 0, 5, 0, 5]);
         written.add("", kind::PTR, 0, 9, &[]);
         written.add("btf_trace_old", kind::TYPEDEF, 0, 10, &[]);
+        written.add("btf_trace_round", kind::TYPEDEF, 0, 13, &[]);
+        written.add("", kind::CONST, 0, 12, &[]);
         written.bytes()
     }
 
@@ -257,6 +268,7 @@ mod tests {
         assert!(!types.hands_over("new", "u8"));
         assert!(!types.hands_over("old", "io_kiocb"), "it has one argument more");
         assert!(!types.hands_over("none", "io_kiocb"));
+        assert!(!types.hands_over("round", "io_kiocb"), "its names go in circles");
     }
 
     /// Wherever it ends: some types less are known, and nothing else happens.

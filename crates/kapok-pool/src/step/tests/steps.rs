@@ -25,17 +25,37 @@ fn step_2_prepares_in_order_and_enters_the_kernel_after_the_last() {
     assert_eq!((stats.submitted, stats.batches[1]), (3, 1));
 }
 
-#[test]
-fn step_2_does_not_keep_a_device_waiting_for_the_batch() {
-    let mut bench = Bench::new(pace(), 16);
+fn submit_reads(bench: &Bench, count: usize) {
     let op = Op::Read { fd: -1, buf: std::ptr::null_mut(), len: 0, offset: 0 };
-    for _ in 0..4 {
+    for _ in 0..count {
         let request = Plain { op, held: crate::descriptor::Held::new(NoDescriptor) };
         assert!(bench.shared.submit(request, false).is_ok());
     }
+}
+
+fn looks(bench: &Bench) -> Vec<bool> {
+    bench.calls().iter().map(|call| *call == Call::Look).collect()
+}
+
+#[test]
+fn step_2_does_not_keep_a_device_waiting_for_the_batch() {
+    let mut bench = Bench::new(pace(), 16);
+    submit_reads(&bench, 4);
     bench.steps(2);
-    let looks: Vec<bool> = bench.calls().iter().map(|call| *call == Call::Look).collect();
-    assert_eq!(looks, [false, false, true, false, false, true]);
+    assert_eq!(looks(&bench), [false, false, true, false, false, true]);
+}
+
+#[test]
+fn step_2_prepares_the_rest_while_the_device_has_enough() {
+    const ENOUGH: usize = 32;
+    let mut bench = Bench::new(Pace { take: 64, ..pace() }, 64);
+    submit_reads(&bench, 40);
+    assert_eq!(bench.steps(2), [Event::Took(40), Event::Submitted(40)]);
+    let looks = looks(&bench);
+    let (busy, reads) = (ENOUGH + ENOUGH / 2 - 1, 40);
+    // One after each two, until the device has 32 without waiting for the rest.
+    assert_eq!(looks[..busy], [false, false, true].repeat(ENOUGH / 2)[..busy]);
+    assert_eq!(looks[busy..], vec![false; reads - ENOUGH]);
 }
 
 #[test]
