@@ -33,14 +33,28 @@ pub(crate) const ALL: &[Case] = &[
         peer: "tokio",
         goal: 1.0,
         ours: |count| kapok_wake(count, Cores::Two),
-        theirs: |count| tokio_wake(count, Cores::Two),
+        theirs: |count| tokio_wake(count, Cores::Two, Drivers::All),
+    },
+    Case {
+        name: "wake across cores",
+        peer: "tokio, no I/O",
+        goal: 1.0,
+        ours: |count| kapok_wake(count, Cores::Two),
+        theirs: |count| tokio_wake(count, Cores::Two, Drivers::Time),
     },
     Case {
         name: "wake on a core",
         peer: "tokio",
         goal: 1.0,
         ours: |count| kapok_wake(count, Cores::One),
-        theirs: |count| tokio_wake(count, Cores::One),
+        theirs: |count| tokio_wake(count, Cores::One, Drivers::All),
+    },
+    Case {
+        name: "wake on a core",
+        peer: "tokio, no I/O",
+        goal: 1.0,
+        ours: |count| kapok_wake(count, Cores::One),
+        theirs: |count| tokio_wake(count, Cores::One, Drivers::Time),
     },
     Case { name: "contended lock", peer: "tokio", goal: 1.0, ours: kapok_lock, theirs: tokio_lock },
     Case { name: "lock", peer: "tokio", goal: 1.0, ours: kapok_free_lock, theirs: tokio_free_lock },
@@ -51,9 +65,26 @@ fn on_kapok(f: impl FnOnce() -> Duration + 'static) -> Duration {
     kapok::Runtime::new().expect("a runtime").run(f)
 }
 
+/// What a runtime of tokio's waits for.
+#[derive(Clone, Copy)]
+enum Drivers {
+    /// As `#[tokio::main]` builds it: for I/O, in epoll_wait(2), and time.
+    All,
+    /// Time and other threads, on a condition variable. It can do no I/O.
+    Time,
+}
+
 fn on_tokio(future: impl Future<Output = Duration>) -> Duration {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    runtime.expect("a runtime").block_on(async {
+    on_tokio_with(Drivers::Time, future)
+}
+
+fn on_tokio_with(drivers: Drivers, future: impl Future<Output = Duration>) -> Duration {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    match drivers {
+        Drivers::All => builder.enable_all(),
+        Drivers::Time => builder.enable_time(),
+    };
+    builder.build().expect("a runtime").block_on(async {
         // What is measured must run as a task: the outer future is polled in another way.
         tokio::task::LocalSet::new().run_until(future).await
     })
@@ -232,12 +263,12 @@ fn kapok_wake(count: u64, cores: Cores) -> Duration {
     took
 }
 
-fn tokio_wake(count: u64, cores: Cores) -> Duration {
+fn tokio_wake(count: u64, cores: Cores, drivers: Drivers) -> Duration {
     let (there, mut hear) = tokio::sync::mpsc::channel(1);
     let (back, mut heard) = tokio::sync::mpsc::channel(1);
     let other = thread::spawn(move || {
         cores.hold(true, || {
-            on_tokio(async move {
+            on_tokio_with(drivers, async move {
                 while let Some(n) = hear.recv().await {
                     if back.send(n).await.is_err() {
                         break;
@@ -248,7 +279,7 @@ fn tokio_wake(count: u64, cores: Cores) -> Duration {
         })
     });
     let took = cores.hold(false, || {
-        on_tokio(async move {
+        on_tokio_with(drivers, async move {
             timed_async(async move {
                 for n in 0..count {
                     there.send(n).await.expect("it is heard");
